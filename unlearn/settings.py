@@ -1,0 +1,68 @@
+"""What a setting may be: the types that signatures use, and the one error a bad setting ends in.
+
+A callable's annotations are its schema: `build` checks every key of a YAML against them before anything is trained.
+"""
+
+import functools
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import pydantic
+from annotated_types import Ge, Gt, Le, Lt
+from hydra.utils import instantiate
+
+Share = Annotated[float, Gt(0), Lt(1)]
+Probability = Annotated[float, Ge(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Gt(0)]
+Index = Annotated[int, Ge(0)]
+
+
+class SettingError(ValueError):
+    """A setting that cannot work: names the key, the value, and what is allowed, in one line."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        self.key, self.value, self.allowed = key, value, allowed
+        super().__init__(key, value, allowed)
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.value}: {self.allowed}"
+
+
+def check(kind: Any, key: str, value: object) -> Any:
+    """Return `value` as the annotated type `kind`, or raise a `SettingError` that names `key`."""
+    # Infinity has no place in JSON, and so in no recipe
+    config = pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+    try:
+        return pydantic.TypeAdapter(kind, config=config).validate_python(value)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (key, *first["loc"]) if isinstance(part, int) or part == key)
+        allowed = first["msg"][0].lower() + first["msg"][1:]
+        raise SettingError(where, value, allowed.replace("input should be", "must be")) from error
+
+
+def build(settings: Mapping[str, Any], group: str) -> functools.partial[Any]:
+    """Turn a YAML's `_target_` and keys into a partial whose every keyword has been checked against its annotation.
+
+    Objects are given to the partial later and never to Hydra, which would turn them into configs (hydra#2591).
+    """
+    target: functools.partial[Any] = instantiate(settings, _partial_=True, _convert_="all")
+    hints = typing.get_type_hints(inspect.unwrap(target.func), include_extras=True)
+    keywords = {name: check(hints.get(name, Any), f"{group}.{name}", value) for name, value in target.keywords.items()}
+    return functools.partial(target.func, **keywords)
+
+
+def keyword_only(function: Callable[..., Any]) -> list[str]:
+    """Names of the keyword-only parameters: exactly the keys that its YAML must have."""
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def companion(target: functools.partial[Any], name: str) -> Any:
+    """What the module of a built callable declares beside it, such as a method's `NEEDS` or an auditor's `METRICS`."""
+    return getattr(sys.modules[target.func.__module__], name)

@@ -1,0 +1,169 @@
+"""The store: everything that was ever made, under a hash of exactly the settings that determine it.
+
+`<root>/<kind>/<key>/` holds `recipe.json`, the files, and `done.json` with their checksums, written last. A folder
+without it does not exist; one that does not match it is set aside with a message and made again.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from unlearn.settings import SettingError
+
+FORMAT = {"originals": 1, "retrained": 1, "unlearned": 1, "signals": 1, "audits": 1, "rows": 1}
+"""Raised by one for a kind whenever the code changes what its recipes mean."""
+
+
+def key_of(kind: str, recipe: dict[str, Any]) -> str:
+    """Twelve hex digits that stand for the recipe."""
+    text = json.dumps({"format": FORMAT[kind], **recipe}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A complete folder of the store."""
+
+    kind: str
+    key: str
+    folder: Path
+
+    def json(self, name: str) -> Any:
+        """The content of one of its JSON files."""
+        return json.loads((self.folder / name).read_text())
+
+    @cached_property
+    def content(self) -> str:
+        """A hash of all its files: what depends on the bits, and not only on the recipe, is keyed by this."""
+        return hashlib.sha256((self.folder / "done.json").read_bytes()).hexdigest()
+
+
+class Store:
+    """A folder of made things. Raises `SettingError` when it cannot be written to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: dict[Path, Stored] = {}
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / f".probe-{os.getpid()}"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise SettingError(
+                "store", root, f"cannot be written to ({error.strerror}); name another folder"
+            ) from error
+
+    def find(self, kind: str, recipe: dict[str, Any]) -> Stored | None:
+        """What was made by this recipe, verified once per process; None when there is none, or a damaged one."""
+        key = key_of(kind, recipe)
+        folder = self.root / kind / key
+        if folder not in self._verified:
+            if not folder.exists() or _fault(folder, recipe):
+                return None
+            self._verified[folder] = Stored(kind, key, folder)
+        return self._verified[folder]
+
+    def get(self, kind: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Stored:
+        """What was made by this recipe; made now, by one process only, if it is not there.
+
+        `make(folder)` writes its files into the folder it is given, and may keep unfinished work in
+        `folder/checkpoints`, which is still there when the next process tries after an interruption.
+        """
+        found = self.find(kind, recipe)
+        if found:
+            return found
+        folder = self.root / kind / key_of(kind, recipe)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _Lock(self.root / "locks" / f"{kind}-{folder.name}.lock"):
+            found = self.find(kind, recipe)
+            if found is None:
+                if folder.exists():  # under the lock: another process may have made it again meanwhile
+                    self._set_aside(folder, _fault(folder, recipe))
+                self._make(folder, recipe, make)
+                found = self._verified[folder] = Stored(kind, folder.name, folder)
+        return found
+
+    def _make(self, folder: Path, recipe: dict[str, Any], make: Callable[[Path], None]) -> None:
+        partial = folder.with_suffix(".partial")
+        partial.mkdir(exist_ok=True)
+        for leftover in partial.iterdir():
+            if leftover.name != "checkpoints":
+                leftover.unlink()
+        # A maker may be called under an auditor's no_grad, and must not move the caller's random state.
+        with torch.enable_grad(), torch.random.fork_rng():
+            make(partial)
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        write_json(partial / "recipe.json", recipe)
+        write_json(partial / "done.json", {file.name: file_checksum(file) for file in sorted(partial.iterdir())})
+        os.replace(partial, folder)
+
+    def _set_aside(self, folder: Path, fault: str | None) -> None:
+        place = self.root / "set_aside" / f"{folder.parent.name}-{folder.name}"
+        number = next(n for n in itertools.count() if not Path(f"{place}-{n}").exists())
+        place.parent.mkdir(exist_ok=True)
+        os.replace(folder, f"{place}-{number}")
+        print(f"store: {folder} {fault}; set aside as {place}-{number} and made again", file=sys.stderr)
+
+
+def write_json(file: Path, value: object) -> None:
+    """Write `value`, complete or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w") as stream:
+        json.dump(value, stream, indent=1, allow_nan=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, file)
+
+
+class _Lock:
+    """One maker a key. Whoever waits says for whom; a holder that dies frees the lock."""
+
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        self.file, self.lock = file, FileLock(file)
+
+    def __enter__(self) -> None:
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            holder = self.file.with_suffix(".holder")
+            name = holder.read_text() if holder.exists() else "another process"
+            print(
+                f"store: waiting for {name}, which is making {self.file.with_suffix('')}", file=sys.stderr, flush=True
+            )
+            self.lock.acquire()
+        self.file.with_suffix(".holder").write_text(f"{socket.gethostname()}:{os.getpid()}")
+
+    def __exit__(self, *error: object) -> None:
+        self.file.with_suffix(".holder").unlink(missing_ok=True)
+        self.lock.release()
+
+
+def _fault(folder: Path, recipe: dict[str, Any]) -> str | None:
+    try:
+        done = json.loads((folder / "done.json").read_text())
+        if json.loads((folder / "recipe.json").read_text()) != json.loads(json.dumps(recipe)):
+            return "was made by another recipe"
+        changed = [name for name, checksum in done.items() if file_checksum(folder / name) != checksum]
+    except (OSError, ValueError, AttributeError) as error:
+        return f"is incomplete ({error})"
+    return f"has a damaged {changed[0]}" if changed else None
+
+
+def file_checksum(file: Path) -> str:
+    """The sha256 of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
