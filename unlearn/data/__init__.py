@@ -1,0 +1,1 @@
+"""Data sets: one loader per file, each returning `Data`."""
