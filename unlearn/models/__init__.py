@@ -1,0 +1,1 @@
+"""Models: one per file, `(shape, classes, *, ...) -> nn.Module`, fed with normalised images."""
