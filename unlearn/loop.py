@@ -1,0 +1,153 @@
+"""The one loop: training, retraining and unlearning are the same `fit` with other batches and another loss."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.batches import Batches, moved, samples, shuffled
+from unlearn.data.images import Images
+from unlearn.schedules import Schedule, constant
+from unlearn.session import Session, current, session
+from unlearn.streams import Streams
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
+    """Mean cross-entropy of the model on a batch."""
+    return nn.functional.cross_entropy(model(batch.images), batch.labels)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def freeze_norm_statistics(model: nn.Module) -> None:
+    """Put the batch-norm layers of a model in training mode into eval mode."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    streams: Streams,
+    *,
+    epochs: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+    schedule: Schedule = constant,
+    clip: float | None = None,
+    norm_statistics: Literal["moving", "frozen"] = "moving",
+    until: Callable[[nn.Module], bool] | None = None,
+) -> nn.Module:
+    """Minimise `loss(model, batch)` by SGD for `epochs` epochs and return the same model, in eval mode.
+
+    The optimiser is fresh, the last epoch's weights are used, and only parameters that require a gradient move. `clip`
+    bounds the gradient's global norm; frozen `norm_statistics` keep batch norm's running values and use them; `until`
+    ends the training after an epoch for which it is true. Runs under the session's precision and continues from its
+    checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss is not finite.
+    """
+    now = current()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    model.to(memory_format=torch.channels_last)
+
+    def step(batch: Any, factor: float) -> Tensor:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * factor
+        with torch.autocast(device_of(model).type, torch.bfloat16, enabled=now.precision == "bf16"):
+            value = loss(model, moved(batch, device_of(model)))
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(trained, clip)
+        optimiser.step()
+        return value.detach().float()
+
+    now.fits += 1
+    file = now.checkpoint / f"fit{now.fits}.pt" if now.checkpoint else None
+    first, saved = _resume(file, model, optimiser, now), time.perf_counter()
+    for epoch in range(first, epochs):
+        model.train()
+        if norm_statistics == "frozen":
+            freeze_norm_statistics(model)
+        with streams.seeded("layers", epoch):
+            record = _epoch(batches, epoch, step, lambda number: schedule(number, batches.steps, epochs), now)
+        now.record(record | {"fit": now.fits, "lr": optimiser.param_groups[0]["lr"]}, epochs)
+        if not math.isfinite(record["loss"]):
+            raise DivergedError(f"{now.label}: the loss is {record['loss']} in epoch {epoch + 1} (learning rate {lr})")
+        finished = epoch + 1 == epochs or bool(until and until(model.eval()))
+        if file and (finished or time.perf_counter() - saved >= now.checkpoint_seconds):
+            _save(file, model, optimiser, now, epochs if finished else epoch + 1)
+            saved = time.perf_counter()
+        if finished:
+            break
+    return model.eval()
+
+
+def _epoch(
+    batches: Batches, epoch: int, step: Callable[[Any, float], Tensor], factor: Callable[[int], float], now: Session
+) -> dict[str, Any]:
+    began, count, total = time.perf_counter(), 0, torch.zeros(())
+    for number, batch in enumerate(_timed(batches(epoch), now)):
+        value = step(batch, factor(epoch * batches.steps + number))
+        size = samples(batch)
+        count, total = count + size, total.to(value.device) + value * size
+    now.sample_gradients += count
+    return {"epoch": epoch + 1, "loss": (total / count).item(), "seconds": time.perf_counter() - began}
+
+
+def _timed(batches: Iterator[Any], session: Session) -> Iterator[Any]:
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        session.loading_seconds += time.perf_counter() - began
+        if batch is None:
+            return
+        yield batch
+
+
+def _save(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, session: Session, epoch: int) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "epoch": epoch,
+        **session.counts(device_of(model)),
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, file.with_suffix(".tmp"))
+    os.replace(file.with_suffix(".tmp"), file)
+
+
+def _resume(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, session: Session) -> int:
+    if file is None or not file.exists():
+        return 0
+    state = torch.load(file, map_location=device_of(model), weights_only=True)
+    model.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    session.resume(state)
+    return int(state["epoch"])
+
+
+def warm_up(model: nn.Module, images: Images, precision: str) -> None:
+    """One step on a model that is thrown away, so that what a first step costs is not counted as anybody's work."""
+    few = images[torch.arange(min(len(images), 128))]
+    batches = shuffled(few, len(few), Streams("warm-up"))
+    with session(precision=precision):
+        fit(model, batches, cross_entropy, Streams("warm-up"), epochs=1, lr=0.0, momentum=0.0, weight_decay=0.0)

@@ -1,0 +1,13 @@
+"""Do nothing: the original, unchanged. Every audit must find it out; a table without it shows nothing."""
+
+from torch import nn
+
+from unlearn.request import Request
+from unlearn.streams import Streams
+
+NEEDS: frozenset[str] = frozenset()
+
+
+def none(model: nn.Module, request: Request, streams: Streams) -> nn.Module:
+    """Return the model as it came."""
+    return model.eval()

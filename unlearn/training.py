@@ -1,0 +1,61 @@
+"""How originals and references are trained: one supervised recipe, whose settings are the `train` group's YAMLs."""
+
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from unlearn.batches import shuffled
+from unlearn.data.images import Images, as_model_input
+from unlearn.loop import device_of, fit
+from unlearn.schedules import named
+from unlearn.settings import Count, Index, NotNegative, Positive, Probability
+from unlearn.streams import Streams
+
+PREPARED = 5000
+
+
+def smoothed_cross_entropy(model: nn.Module, batch: Any, smoothing: float) -> Tensor:
+    """Cross-entropy against labels that keep 1 - `smoothing` and spread the rest over all classes."""
+    return nn.functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=smoothing)
+
+
+def supervised(
+    model: nn.Module,
+    images: Images,
+    streams: Streams,
+    *,
+    epochs: Count,
+    batch_size: Count,
+    lr: NotNegative,
+    momentum: Probability,
+    nesterov: bool,
+    weight_decay: NotNegative,
+    schedule: Literal["constant", "multistep", "cosine", "one_cycle"],
+    milestones: list[Index],
+    gamma: Positive,
+    warmup: Probability,
+    label_smoothing: Probability,
+    clip: Positive | None,
+) -> nn.Module:
+    """Train `model` on `images` by SGD on cross-entropy and return it in eval mode.
+
+    A net that has a `prepare` is first shown the normalised images that it will be trained on, `PREPARED` at most.
+    """
+    normalise, net = list(model.children())
+    prepare = getattr(net, "prepare", None)
+    if prepare is not None:
+        prepare(normalise(as_model_input(images.pixels[:PREPARED], device_of(model))))
+    return fit(
+        model,
+        shuffled(images, batch_size, streams),
+        partial(smoothed_cross_entropy, smoothing=label_smoothing),
+        streams,
+        epochs=epochs,
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        schedule=named(schedule, milestones=milestones, gamma=gamma, warmup=warmup),
+        clip=clip,
+    )
