@@ -1,0 +1,1 @@
+"""Auditors: one per file, `(subject, lab, *, ...) -> {metric: value}`, each declaring its `METRICS`."""

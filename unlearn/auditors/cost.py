@@ -1,0 +1,23 @@
+"""What making the model took: seconds, sample-gradients, peak memory, and the seconds as a share of retraining's.
+
+Seconds are wall-clock of the training or the method alone, after a warm-up step, without the making of batches and
+without audits; sample-gradients (images through forward and backward) do not depend on the machine.
+"""
+
+from unlearn.metrics import Measured, Metric
+from unlearn.subject import Laboratory, Subject
+
+SOURCE = "Xu et al., run-time efficiency, as in Jia et al., arXiv:2304.04934"
+METRICS = (
+    Metric("seconds", "Seconds", "seconds", "lower", SOURCE),
+    Metric("sample_gradients", "Images through forward and backward", "count", "lower", SOURCE),
+    Metric("peak_memory_bytes", "Peak memory", "bytes", "lower", SOURCE),
+    Metric("time_ratio", "Seconds as a share of retraining's", "fraction", "lower", SOURCE),
+)
+
+
+def cost(subject: Subject, lab: Laboratory) -> Measured:
+    """The cost written down when the subject was made."""
+    measured = {name: value for name, value in subject.cost.items() if value is not None}
+    measured["time_ratio"] = subject.cost["seconds"] / lab.reference().cost["seconds"]
+    return measured
