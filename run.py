@@ -1,0 +1,54 @@
+"""python run.py [group=choice] [key=value] ...: compose one configuration, make what it needs, print and keep its row.
+
+`python run.py --help` lists the groups; `-m` sweeps over several values; the last line printed is the row's file.
+"""
+
+import signal
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from unlearn import track
+from unlearn.lab import Lab
+from unlearn.loop import DivergedError
+from unlearn.report.terminal import Progressing, show
+from unlearn.row import row
+from unlearn.settings import SettingError
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """One configuration in, one audited row out; returns the objective, for sweepers."""
+    job = HydraConfig.get()
+    progress = Progressing()
+    try:
+        settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        lab = Lab(settings, progress)
+        document, file = row(lab, job.runtime.choices, list(job.overrides.task))
+    except (SettingError, DivergedError, MissingMandatoryValue) as error:
+        if cfg.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        if job.mode is RunMode.MULTIRUN:  # the other jobs go on, and Hydra reports the failure at the end
+            raise CompactHydraException(str(error)) from None
+        sys.exit(2)
+    finally:
+        progress.close()
+    track.mirror(document, lab, job.runtime.choices)
+    show(document, lab.metrics)
+    print(file, flush=True)
+    return document["metrics"]["unlearned"].get(cfg.objective)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM; the same command continues"))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command continues where it stopped")

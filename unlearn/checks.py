@@ -1,0 +1,56 @@
+"""What can be known to be wrong before anything is trained: each check raises a `SettingError` with one clear line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from unlearn.settings import SettingError, companion
+from unlearn.streams import Streams
+
+if TYPE_CHECKING:
+    from unlearn.lab import Lab
+
+
+def check_metrics(lab: Lab) -> None:
+    """The objective, and every metric that an auditor builds on, is measured by an auditor that was chosen."""
+    wanted = {"objective": [lab.settings["objective"]]}
+    wanted |= {f"auditor.{name}.metrics": its.keywords.get("metrics", []) for name, its in lab.auditors.items()}
+    for key, names in wanted.items():
+        for name in names:
+            if name.removesuffix("_low").removesuffix("_high") not in lab.metrics:
+                allowed = f"not measured by the auditors chosen ({', '.join(lab.auditors)}), which measure "
+                raise SettingError(key, name, allowed + ", ".join(sorted(lab.metrics)))
+
+
+def check_method(lab: Lab) -> None:
+    """Every part of the data that the method declares in `NEEDS` has images, at every request."""
+    for number in range(len(lab.requests)):
+        request = lab.request(number)
+        for part in sorted(companion(lab.method, "NEEDS")):
+            if len(getattr(request, part)) == 0:
+                raise SettingError(
+                    "method", name_of(lab, "method"), f"needs {part} images, and this configuration leaves none"
+                )
+
+
+def check_model(lab: Lab) -> None:
+    """The architecture takes images of this shape and answers with one score a class."""
+    name, shape = name_of(lab, "model"), lab.data.shape
+    try:
+        with Streams("check").seeded("model"):
+            scores = lab.build_model().train()(torch.zeros(2, *shape, device=lab.device))
+    except SettingError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise SettingError("model", name, f"cannot take images of {shape[0]}x{shape[1]}x{shape[2]}: {error}") from error
+    if scores.shape != (2, lab.data.class_count):
+        raise SettingError(
+            "model", name, f"gives {tuple(scores.shape)} for two images of {lab.data.class_count} classes"
+        )
+
+
+def name_of(lab: Lab, group: str) -> str:
+    """The choice of a group, as its file is called."""
+    return str(lab.settings[group]["_target_"].rsplit(".", 1)[-1])

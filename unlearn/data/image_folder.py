@@ -1,0 +1,189 @@
+"""A user's own images: any tree with one folder per class, all images made square and of one size, once.
+
+As torchvision's `ImageFolder`, classes are numbered in the order of their folders' names.
+"""
+
+import os
+import struct
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from unlearn.data import disk
+from unlearn.data.images import Data
+from unlearn.data.split import stratified
+from unlearn.settings import Count, Positive, Probability, Share
+from unlearn.streams import Streams
+
+# What Pillow raises for damaged files, and for images so large that they are an attack (the warning made an error)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+Tree = dict[str, list[str]]  # a class's name, its image files
+
+
+def convert(path: Path, train: Tree, test: Tree, size: int, test_share: float, folder: Path) -> disk.Arrays:
+    """The four arrays of the images of `path`, N x `size` x `size` x C; `folder` is where they will lie.
+
+    C is 1 if every image is grey, else 3. With an empty `test`, `test_share` of every class of `train` is held out,
+    always the same images. Files that cannot be read are left out, and 16-bit ones scaled to 8, each said in a line on
+    standard error. A `DataError` says what the tree lacks.
+    """
+    names = sorted(train)
+    strangers = sorted(test.keys() - train.keys())
+    if strangers:
+        raise disk.DataError("dataset.path", path, f"has test images of {strangers[0]}, and no training images of it")
+    files = [[file for name in names for file in part.get(name, [])] for part in (train, test)]
+    numbers = [label for part in (train, test) for label, name in enumerate(names) for _ in part.get(name, [])]
+    pixels, readable = _pixels(files[0] + files[1], size)
+    labels = torch.tensor(numbers)[readable]
+    if test:
+        in_test = torch.arange(len(numbers))[readable] >= len(files[0])
+        kept, held_out = (~in_test).nonzero().flatten(), in_test.nonzero().flatten()
+    else:
+        kept, held_out = stratified(labels, test_share, Streams("image_folder")("test"))
+    for label, name in enumerate(names):
+        if not (labels[kept] == label).any():
+            raise disk.DataError("dataset.path", path, f"class {name} has no training image that can be read")
+    if len(held_out) == 0:
+        raise disk.DataError("dataset.path", path, "leaves no test image; add images, or raise dataset.test_share")
+    return {
+        "train_images": pixels[kept],
+        "train_labels": labels[kept].numpy(),
+        "test_images": pixels[held_out],
+        "test_labels": labels[held_out].numpy(),
+    }
+
+
+def image_folder(
+    *,
+    root: str,
+    path: str,
+    size: Count,
+    test_share: Share,
+    sha256: Mapping[str, str | None],
+    validation: Probability,
+    augment: list[str],
+    mean: list[float],
+    std: list[Positive],
+) -> Data:
+    """Read the images below `path`, made `size` x `size`: the shorter side resized, then the centre cut out.
+
+    `path` holds `train/` and `test/` (or `val/`) with a folder per class each, or just a folder per class; then
+    `test_share` of every class becomes the test set. The arrays lie below `root`, and are made again when an image is
+    added, removed or renamed. A `DataError` says what `path` lacks.
+    """
+    place = Path(path).expanduser().resolve()
+    if not place.is_dir():
+        raise disk.DataError("dataset.path", path, "must be a folder with one folder of images for each class")
+    try:
+        train, test = _parts(place)
+    except OSError as error:
+        raise disk.DataError("dataset.path", path, f"cannot be read ({error})") from error
+    if len(train) < 2:
+        raise disk.DataError(
+            "dataset.path", path, f"must hold a folder of images for each of two or more classes, has {sorted(train)}"
+        )
+    return disk.read(
+        "image_folder",
+        partial(convert, place, train, test, size, test_share),
+        root=root,
+        sha256=sha256,
+        validation=validation,
+        augment=augment,
+        mean=mean,
+        std=std,
+        source=[str(place), size, test_share, train, test],
+    )
+
+
+def _parts(path: Path) -> tuple[Tree, Tree]:
+    tests = [path / name for name in ("test", "val") if (path / name).is_dir()]
+    if not tests or not (path / "train").is_dir():
+        return _tree(path, path), {}
+    # An unlabelled test/ has no folders of classes, and val/ is the test set
+    return _tree(path, path / "train"), next(filter(None, (_tree(path, place) for place in tests)), {})
+
+
+def _tree(path: Path, folder: Path) -> Tree:
+    above = {str(place) for place in (path, *path.parents, folder)}
+    names = [name for name in os.listdir(folder) if not name.startswith(".") and (folder / name).is_dir()]
+    found = {name: _images(str(folder / name), set(above)) for name in sorted(names)}
+    return {name: files for name, files in found.items() if files}
+
+
+def _images(folder: str, seen: set[str]) -> list[str]:
+    # A link may lead up again: no folder is entered twice for one class, and none that the class lies in
+    real = os.path.realpath(folder)
+    if real in seen:
+        return []
+    seen.add(real)
+    found = []
+    for name in sorted(os.listdir(folder)):
+        place = os.path.join(folder, name)
+        if name.startswith("."):
+            continue
+        if name.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(place):
+            found.append(place)
+        elif os.path.isdir(place):
+            found += _images(place, seen)
+    return found
+
+
+def _pixels(files: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of the files that could be read, N x size x size x C, and which of all files those are."""
+    pixels = np.zeros((len(files), size, size, 3), dtype=np.uint8)
+
+    def fill(number: int) -> str:
+        try:
+            square, kind = _square(files[number], size)
+        except UNREADABLE:
+            return "damaged"
+        pixels[number] = square if square.ndim == 3 else square[..., None]
+        return kind
+
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        kinds = np.array(list(pool.map(fill, range(len(files)))))
+    for kind, what in (("damaged", "cannot be read and are left out"), ("deep", "have 16 bits and are scaled to 8")):
+        which = np.flatnonzero(kinds == kind)
+        if len(which):
+            some = ", ".join(files[number] for number in which[:3]) + (", ..." if len(which) > 3 else "")
+            print(f"image_folder: {len(which)} of {len(files)} files {what}: {some}", file=sys.stderr)
+    readable = kinds != "damaged"
+    channels = 3 if "colour" in kinds else 1
+    return pixels[readable][..., :channels], readable
+
+
+def _square(file: str, size: int) -> tuple[np.ndarray, str]:
+    with Image.open(file) as image:
+        if image.mode.startswith(("I", "F")):
+            levels = np.asarray(image)
+            if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+                raise ValueError("its levels have no known range")
+            kind, eight_bit = "deep", Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+        elif image.mode in ("1", "L", "LA"):
+            kind, eight_bit = "grey", image.convert("L")
+        else:
+            # A palette goes by way of RGBA, because Pillow warns of its transparency otherwise
+            direct = image.convert("RGBA") if image.mode == "P" else image
+            kind, eight_bit = "colour", direct.convert("RGB")
+        return np.asarray(ImageOps.fit(eight_bit, (size, size), Image.Resampling.BILINEAR)), kind

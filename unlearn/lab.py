@@ -1,0 +1,256 @@
+"""The lab: everything one configuration can ask for, made once, kept in the store, and handed out again.
+
+Three nouns: the `original`, the `retrained` reference and the `unlearned` model; then what each answers on every image
+(its signals), and its audits.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unlearn.checks import check_method, check_metrics, check_model
+from unlearn.data.images import PARTS, Data, Images
+from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
+from unlearn.loop import warm_up
+from unlearn.metrics import Measured, Metric
+from unlearn.models.normalise import Normalise
+from unlearn.request import Recipe, Request
+from unlearn.session import peak_memory_bytes, reset_peak_memory, session
+from unlearn.settings import Count, Index, SettingError, build, check, companion
+from unlearn.signals import Signals, logits
+from unlearn.store import Store, Stored, file_checksum, write_json
+from unlearn.streams import Streams
+from unlearn.subject import Subject
+
+T = TypeVar("T")
+ROLES = ("original", "retrained", "unlearned")
+
+
+class Lab:
+    """One configuration at work. Raises `SettingError` for whatever in it cannot work, before anything is trained."""
+
+    def __init__(self, settings: Mapping[str, Any], show: Callable[..., None] | None = None) -> None:
+        self.settings, self.show = settings, show
+        self.seed, self.split = (check(Index, key, settings[key]) for key in ("seed", "split"))
+        self.device = choose_device(settings["device"])
+        self.precision = choose_precision(settings["precision"], self.device)
+        use_deterministic_algorithms(settings["deterministic"])
+        self.method, self.train, self._net = (build(settings[group], group) for group in ("method", "train", "model"))
+        self._scenario = build(settings["scenario"], "scenario")
+        self.auditors = {name: build(its, f"auditor.{name}") for name, its in settings["auditor"].items()}
+        self.metrics: dict[str, tuple[str, Metric]] = {
+            metric.name: (name, metric)
+            for name, auditor in self.auditors.items()
+            for metric in companion(auditor, "METRICS")
+        }
+        check_metrics(self)
+        self.store = Store(Path(settings["store"]))
+        self.data: Data = build(settings["dataset"], "dataset")()
+        self.streams = Streams("lab", self.seed, self.split)
+        self.requests = self._requests(check(Count, "requests", settings["requests"]))
+        self.forget = torch.cat(self.requests).sort().values
+        check_method(self)
+        check_model(self)
+        self.data = self.data.to(self.device)
+        self._subjects: dict[str, Subject] = {}
+
+    def _requests(self, count: int) -> list[Tensor]:
+        """Positions in the training set, one tensor a request, in the order of the requests."""
+        forget: Tensor = self._scenario(self.data, Streams("scenario", self.split))
+        total = len(self.data.train)
+        if len(forget) == total:
+            raise SettingError(
+                "scenario", self.settings["scenario"], f"forgets all {total} training images; some must stay"
+            )
+        if count > len(forget):
+            raise SettingError("requests", count, f"must be at most the {len(forget)} images to forget")
+        shuffled = forget[torch.randperm(len(forget), generator=Streams("requests", self.split)("order"))]
+        return [part.sort().values for part in shuffled.tensor_split(count)]
+
+    def build_model(self) -> nn.Module:
+        """The architecture on the device, normalisation first; its weights come from torch's global generator."""
+        net = self._net(self.data.shape, self.data.class_count)
+        first = Normalise(self.data.shape[0], self.data.mean, self.data.std)
+        return nn.Sequential(first, net).to(self.device)
+
+    def original(self, seed: int | None = None) -> Stored:
+        """The model trained on the whole training set."""
+        recipe = self.recipe(seed)
+        train = partial(self._train, Streams("original", recipe["seed"]))
+        return self._model("originals", f"original, seed {recipe['seed']}", recipe, lambda: self.data.train, train)
+
+    def retrained(self, seed: int | None = None) -> Stored:
+        """The reference: trained from scratch, by the same recipe, on what remains after all requests."""
+        recipe = self.recipe(seed) | {"forget": self.hash(self.forget)}
+        train = partial(self._train, Streams("retrained", recipe["seed"]))
+        label = f"retrained, seed {recipe['seed']}, split {self.split}"
+        return self._model("retrained", label, recipe, lambda: self.data.train[self._rest(self.forget)], train)
+
+    def unlearned(self, seed: int | None = None, request: int = -1) -> Stored:
+        """The method's model after a request, the last one by default; each starts from the model before it."""
+        number = request % len(self.requests)
+        original = self.recipe(seed)
+        recipe = {
+            "original": original,
+            "forget": [self.hash(part) for part in self.requests[: number + 1]],
+            "method": self.settings["method"],
+            "split": self.split,
+        }
+
+        def given() -> tuple[nn.Module, Request]:
+            parent = self.unlearned(seed, number - 1) if number else self.original(seed)
+            return self.load(parent), self.request(number).limited_to(companion(self.method, "NEEDS"))
+
+        def unlearn(given: tuple[nn.Module, Request]) -> nn.Module:
+            return self.method(*given, Streams("unlearned", original["seed"], self.split, number))
+
+        label = f"{self.method.func.__name__}, seed {original['seed']}, split {self.split}"
+        return self._model("unlearned", label, recipe, given, unlearn)
+
+    def load(self, stored: Stored) -> nn.Module:
+        """A stored model, on the device, in eval mode."""
+        with Streams("load").seeded("model"):
+            model = self.build_model()
+        model.load_state_dict(load_file(stored.folder / "model.safetensors", device=str(self.device)))
+        return model.eval()
+
+    def request(self, number: int) -> Request:
+        """What a method may see when request `number` arrives: the requests before it have been met."""
+        met = torch.cat(self.requests[: number + 1])
+        return Request(
+            forget=self.data.train[self.requests[number]],
+            retain=self.data.train[self._rest(met)],
+            validation=self.data.validation,
+            class_count=self.data.class_count,
+            recipe=Recipe(self.build_model, self.train),
+        )
+
+    def hash(self, positions: Tensor) -> str:
+        """The sha256 of a forget set: its images' numbers in the official training order."""
+        official = self.data.train_index[positions].sort().values
+        return hashlib.sha256(official.numpy().tobytes()).hexdigest()
+
+    def recipe(self, seed: int | None = None) -> dict[str, Any]:
+        """What determines an original, files by their content and not by where they lie."""
+        data = {key: value for key, value in self.settings["dataset"].items() if key not in ("root", "sha256", "path")}
+        model = dict(self.settings["model"])
+        if model.get("weights"):
+            model["weights"] = file_checksum(Path(model["weights"]))
+        return {
+            "dataset": data | {"content": self.data.content},
+            "model": model,
+            "train": self.settings["train"],
+            "precision": self.precision,
+            "seed": self.seed if seed is None else seed,
+        }
+
+    def _rest(self, forget: Tensor) -> Tensor:
+        rest = torch.ones(len(self.data.train), dtype=torch.bool)
+        rest[forget] = False
+        return rest.nonzero().flatten()
+
+    def _train(self, streams: Streams, images: Images) -> nn.Module:
+        return Recipe(self.build_model, self.train).trained(images, streams)
+
+    def _model(
+        self, kind: str, label: str, recipe: dict[str, Any], given: Callable[[], T], run: Callable[[T], nn.Module]
+    ) -> Stored:
+        """A stored model: `given()` fetches what the work starts from, and only `run` of it is measured."""
+
+        def make(folder: Path) -> None:
+            start = given()
+            with Streams("warm-up").seeded("model"):
+                warm_up(self.build_model(), self.data.train, self.precision)
+            reset_peak_memory(self.device)
+            settings = {"precision": self.precision, "checkpoint": folder / "checkpoints", "show": self.show}
+            with session(label=label, **settings) as done:
+                model = run(start)
+                seconds = done.seconds(self.device)
+            memory = peak_memory_bytes(self.device)
+            cost = {"seconds": seconds, "sample_gradients": done.sample_gradients, "peak_memory_bytes": memory}
+            weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+            save_file(weights, folder / "model.safetensors")
+            write_json(folder / "cost.json", cost)
+            write_json(folder / "history.json", done.history)
+
+        return self.store.get(kind, recipe, make)
+
+    def signals(self, stored: Stored) -> dict[str, Signals]:
+        """A stored model's outputs on the training, validation and test images, from one forward pass ever."""
+
+        def make(folder: Path) -> None:
+            model = self.load(stored)
+            for part in PARTS:
+                np.save(folder / f"{part}.npy", logits(model, getattr(self.data, part)))
+
+        kept = self.store.get("signals", {"model": stored.key, "content": stored.content}, make)
+        return {
+            part: Signals(np.load(kept.folder / f"{part}.npy"), getattr(self.data, part).labels.cpu().numpy())
+            for part in PARTS
+        }
+
+    def stored(self, role: str) -> list[Stored]:
+        """The models behind a role of the row; more than one when several requests were met in turn."""
+        if role == "unlearned":
+            return [self.unlearned(request=number) for number in range(len(self.requests))]
+        return [self.original() if role == "original" else self.retrained()]
+
+    def subject(self, role: str) -> Subject:
+        """The model of a role, ready for the auditors."""
+        if role not in self._subjects:
+            stored = self.stored(role)
+            outputs = self.signals(stored[-1])
+            rest = self._rest(self.forget).numpy()
+            labels = outputs["train"].labels
+            self._subjects[role] = Subject(
+                role=role,
+                forget=outputs["train"][self.forget.numpy()],
+                retain=outputs["train"][rest],
+                validation=outputs["validation"],
+                test=outputs["test"],
+                forgotten_classes=np.setdiff1d(labels, labels[rest]),
+                cost=total_cost([its.json("cost.json") for its in stored]),
+                model=lambda: self.load(stored[-1]),
+            )
+        return self._subjects[role]
+
+    def reference(self) -> Subject:
+        """The retrained model, ready for the auditors."""
+        return self.subject("retrained")
+
+    def audit(self, name: str, subject: Subject) -> Measured:
+        """All metrics of one auditor for a subject, computed once."""
+
+        def make(folder: Path) -> None:
+            measured = self.auditors[name](subject, self)
+            write_json(
+                folder / "metrics.json", {key: value if np.isfinite(value) else None for key, value in measured.items()}
+            )
+
+        uses = {self.metrics[metric][0] for metric in self.auditors[name].keywords.get("metrics", [])} | {name}
+        recipe = {
+            "subject": [its.content for its in self.stored(subject.role)],
+            "reference": [its.content for its in self.stored("retrained")],
+            "forget": self.hash(self.forget),
+            "auditor": {used: self.settings["auditor"][used] for used in sorted(uses)},
+            "streams": self.streams.root,
+        }
+        return dict(self.store.get("audits", recipe | {"name": name}, make).json("metrics.json"))
+
+    def measure(self, metric: str, subject: Subject) -> float:
+        """One metric of whichever chosen auditor declares it."""
+        return self.audit(self.metrics[metric][0], subject)[metric]
+
+
+def total_cost(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Seconds and sample-gradients added up, the highest of the peaks."""
+    peaks = [cost["peak_memory_bytes"] for cost in costs if cost["peak_memory_bytes"] is not None]
+    sums = {key: sum(cost[key] for cost in costs) for key in ("seconds", "sample_gradients")}
+    return sums | {"peak_memory_bytes": max(peaks, default=None)}

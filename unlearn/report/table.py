@@ -1,0 +1,99 @@
+"""A table from row files: one line a model, one column a metric, means over seeds and splits."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import numpy as np
+from scipy.stats import t
+
+from unlearn import auditors
+from unlearn.metrics import Metric
+from unlearn.report.terminal import number
+from unlearn.row import SCHEMA
+from unlearn.settings import SettingError
+
+COLUMNS = ("forget_accuracy", "retain_accuracy", "test_accuracy", "loss_attack_auc", "average_gap", "seconds")
+SETTING = ("dataset", "model", "train", "scenario")
+
+Row = Mapping[str, Any]
+
+
+def declared() -> dict[str, Metric]:
+    """Every metric that some auditor declares."""
+    modules = [import_module(f"{auditors.__name__}.{info.name}") for info in iter_modules(auditors.__path__)]
+    return {metric.name: metric for module in modules for metric in module.METRICS}
+
+
+def read(paths: Iterable[Path]) -> list[Row]:
+    """Rows from files, and from all `*.json` below folders. Raises `SettingError` for what is not a row of ours."""
+    files = [file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
+    rows = []
+    for file in files:
+        try:
+            document = json.loads(file.read_text())
+            schema = document["schema"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SettingError("row", file, f"must be a row file of this program ({error!r})") from error
+        if schema != SCHEMA:
+            raise SettingError("row", file, f"has schema {schema}; this version reads {SCHEMA}")
+        rows.append(document)
+    return rows
+
+
+def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
+    """A Markdown table for each setting among the rows; lines are original, retrained, and then the methods.
+
+    Cells are the mean over runs with its 95 % t-interval; a single run is shown as it is. Raises `SettingError` for no
+    rows and for a column that no auditor declares.
+    """
+    metrics = declared()
+    if not rows:
+        raise SettingError("rows", "none", "at least one row file is needed")
+    for column in columns:
+        if column not in metrics:
+            raise SettingError("column", column, f"must be one of {', '.join(sorted(metrics))}")
+    settings: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        settings[tuple(row[key] for key in SETTING)].append(row)
+    return "\n\n".join(_one_setting(names, group, columns, metrics) for names, group in settings.items())
+
+
+def _one_setting(
+    names: Sequence[str], rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[str, Metric]
+) -> str:
+    lines: dict[str, dict[tuple[int, int], Mapping[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        run = (row["seed"], row["split"])
+        for line, role in (
+            ("original", "original"),
+            ("retrained (reference)", "retrained"),
+            (row["method"], "unlearned"),
+        ):
+            lines[line][run] = row["metrics"][role]
+    text = [
+        f"{' · '.join(names)}, {rows[0]['forget']['count']} images forgotten",
+        "",
+        f"| model | {' | '.join(metrics[column].title for column in columns)} | runs |",
+        f"|---|{'---:|' * (len(columns) + 1)}",
+    ]
+    for line, runs in lines.items():
+        cells = [_cell([run.get(column) for run in runs.values()], metrics[column]) for column in columns]
+        text.append(f"| {line} | {' | '.join(cells)} | {len(runs)} |")
+    return "\n".join(text)
+
+
+def _cell(values: Sequence[float | None], metric: Metric) -> str:
+    known = np.array([value for value in values if value is not None], dtype=np.float64)
+    if len(known) == 0:
+        return ""
+    mean = number(float(known.mean()), metric)
+    if len(known) == 1 or metric.unit in ("bytes", "count", "verdict"):
+        return mean
+    half = t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return f"{mean} ± {number(float(half), metric)}"

@@ -1,0 +1,97 @@
+"""What a run shows: a bar or plain lines while it trains, and the table at its end."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unlearn.lab import ROLES
+from unlearn.metrics import Metric
+
+
+class Progressing:
+    """Shows training on standard error: one bar on a terminal; elsewhere a plain line every few seconds."""
+
+    def __init__(self, seconds_between_lines: float = 5.0) -> None:
+        self.console = Console(stderr=True)
+        self.seconds, self.last = seconds_between_lines, 0.0
+        self.bar: Progress | None = None
+
+    def __call__(self, label: str, line: Mapping[str, Any], epochs: int) -> None:
+        """One epoch of the training called `label` has ended."""
+        done = line["epoch"] == epochs
+        text = f"{label}: epoch {line['epoch']}/{epochs}, loss {line['loss']:.4f}, {line['seconds']:.1f} s"
+        if self.console.is_terminal:
+            self._move_bar(text, line["epoch"], epochs)
+        elif done or time.monotonic() - self.last >= self.seconds:
+            self.last = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    def _move_bar(self, text: str, epoch: int, epochs: int) -> None:
+        if self.bar is None:
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.add_task("", total=epochs)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], description=text, completed=epoch, total=epochs)
+        if epoch == epochs:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def show(row: Mapping[str, Any], metrics: Mapping[str, tuple[str, Metric]]) -> None:
+    """Print a row as a table: one metric a line, the three models side by side, the gap of unlearned to retrained."""
+    names = " · ".join(str(row[key]) for key in ("dataset", "model", "train", "scenario", "method"))
+    table = Table(
+        title=f"{names} · seed {row['seed']} · split {row['split']} · {row['forget']['count']} images forgotten"
+    )
+    table.add_column("metric")
+    for role in (*ROLES, "gap to retrained"):
+        table.add_column(role, justify="right", no_wrap=True)
+    for name, (_, metric) in metrics.items():
+        values = [row["metrics"][role].get(name) for role in ROLES]
+        if any(value is not None for value in values):
+            cells = [written(row["metrics"][role], metric) for role in ROLES]
+            table.add_row(metric.title, *cells, difference(values[2], values[1], metric))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def written(values: Mapping[str, Any], metric: Metric) -> str:
+    """A value as text, with its interval where it has one."""
+    value = values.get(metric.name)
+    if value is None:
+        return ""
+    text = number(value, metric)
+    low, high = values.get(f"{metric.name}_low"), values.get(f"{metric.name}_high")
+    if low is None or high is None:
+        return text
+    return f"{text} [{number(low, metric)}, {number(high, metric)}]"
+
+
+def number(value: float, metric: Metric) -> str:
+    """A number in its unit, with a sensible number of digits."""
+    if metric.unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    if metric.unit == "count":
+        return f"{value:,.0f}"
+    if metric.unit == "verdict":
+        return "yes" if value else "no"
+    if metric.unit == "seconds":
+        return f"{value:.2f}"
+    return f"{value:.3f}"
+
+
+def difference(value: float | None, reference: float | None, metric: Metric) -> str:
+    """Unlearned minus retrained, signed; nothing for what has no meaning as a difference."""
+    if value is None or reference is None or metric.unit in ("verdict", "seconds", "bytes", "count"):
+        return ""
+    return f"{value - reference:+.3f}"
