@@ -1,0 +1,37 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.venv/run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/dev: .venv/run
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,dev,slurm]'
+	@touch $@
+
+run: .venv/run ## install if needed, then train, retrain, unlearn and audit on digits
+	$(BIN)/python run.py
+
+test: .venv/dev ## install if needed, then run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev ## check style and formatting
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: .venv/dev ## check types
+	$(BIN)/mypy
+
+tables: .venv/run ## rebuild the tables of the README and docs from results/rows
+	$(BIN)/python scripts/table.py --update README.md docs/*.md
+
+bench: .venv/run ## measure speed against public alternatives
+	for file in benchmarks/*.py; do $(BIN)/python $$file; done
+
+clean: ## remove what tools leave behind; never the store
+	rm -rf .mypy_cache .ruff_cache .pytest_cache build dist
+
+.PHONY: help run test lint types tables bench clean
