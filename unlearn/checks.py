@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unlearn.layers import trained_modules
 from unlearn.settings import SettingError, companion
 from unlearn.streams import Streams
 
@@ -49,6 +50,18 @@ def check_model(lab: Lab) -> None:
         raise SettingError(
             "model", name, f"gives {tuple(scores.shape)} for two images of {lab.data.class_count} classes"
         )
+
+
+def check_layers(lab: Lab) -> None:
+    """The layers that a method may change exist, and the method changes layers by gradients."""
+    if lab.layers == "all":
+        return
+    if "lr" not in lab.method.keywords:
+        raise SettingError(
+            "layers", lab.layers, f"must be all: method {name_of(lab, 'method')} does not train by gradients"
+        )
+    with Streams("check").seeded("model"):
+        trained_modules(list(lab.build_model().children())[-1], lab.layers)
 
 
 def name_of(lab: Lab, group: str) -> str:

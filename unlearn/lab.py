@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unlearn.checks import check_method, check_metrics, check_model
+from unlearn.checks import check_layers, check_method, check_metrics, check_model
 from unlearn.data.images import PARTS, Data, Images
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
+from unlearn.layers import scope
 from unlearn.loop import warm_up
 from unlearn.metrics import Measured, Metric
 from unlearn.models.normalise import Normalise
@@ -41,6 +42,7 @@ class Lab:
         self.seed, self.split = (check(Index, key, settings[key]) for key in ("seed", "split"))
         self.device = choose_device(settings["device"])
         self.precision = choose_precision(settings["precision"], self.device)
+        self.layers = check(str | list[str], "layers", settings["layers"])
         use_deterministic_algorithms(settings["deterministic"])
         self.method, self.train, self._net = (build(settings[group], group) for group in ("method", "train", "model"))
         self._scenario = build(settings["scenario"], "scenario")
@@ -58,6 +60,7 @@ class Lab:
         self.forget = torch.cat(self.requests).sort().values
         check_method(self)
         check_model(self)
+        check_layers(self)
         self.data = self.data.to(self.device)
         self._subjects: dict[str, Subject] = {}
 
@@ -103,13 +106,16 @@ class Lab:
             "method": self.settings["method"],
             "split": self.split,
         }
+        if self.layers != "all":
+            recipe["layers"] = self.layers
 
         def given() -> tuple[nn.Module, Request]:
             parent = self.unlearned(seed, number - 1) if number else self.original(seed)
             return self.load(parent), self.request(number).limited_to(companion(self.method, "NEEDS"))
 
         def unlearn(given: tuple[nn.Module, Request]) -> nn.Module:
-            return self.method(*given, Streams("unlearned", original["seed"], self.split, number))
+            with scope(given[0], self.layers):
+                return self.method(*given, Streams("unlearned", original["seed"], self.split, number))
 
         label = f"{self.method.func.__name__}, seed {original['seed']}, split {self.split}"
         return self._model("unlearned", label, recipe, given, unlearn)

@@ -3,7 +3,8 @@
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,10 @@ from unlearn.schedules import Schedule, constant
 from unlearn.session import Session, current, session
 from unlearn.streams import Streams
 
-Loss = Callable[[nn.Module, Any], Tensor]
+Loss = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> the loss, or what `backward` takes: the losses of two players, say."""
+Backward = Callable[[Any, list[nn.Parameter]], tuple[Tensor, Mapping[str, float]]]
+"""(loss, parameters) -> (the loss to show, numbers to average over the epoch), having set the parameters' gradients."""
 
 
 class DivergedError(RuntimeError):
@@ -26,6 +30,12 @@ class DivergedError(RuntimeError):
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
     """Mean cross-entropy of the model on a batch."""
     return nn.functional.cross_entropy(model(batch.images), batch.labels)
+
+
+def descend(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, Mapping[str, float]]:
+    """The gradient of one loss: plain descent."""
+    loss.backward()
+    return loss, {}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -55,30 +65,37 @@ def fit(
     clip: float | None = None,
     norm_statistics: Literal["moving", "frozen"] = "moving",
     until: Callable[[nn.Module], bool] | None = None,
+    backward: Backward = descend,
+    mask: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """Minimise `loss(model, batch)` by SGD for `epochs` epochs and return the same model, in eval mode.
 
     The optimiser is fresh, the last epoch's weights are used, and only parameters that require a gradient move. `clip`
     bounds the gradient's global norm; frozen `norm_statistics` keep batch norm's running values and use them; `until`
-    ends the training after an epoch for which it is true. Runs under the session's precision and continues from its
-    checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss is not finite.
+    ends the training after an epoch for which it holds; `backward` turns losses into gradients; `mask` names, for some
+    parameters, the entries that may move, and their others stay bit-identical. Runs under the session's precision and
+    continues from its checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss is not finite.
     """
     now = current()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
     model.to(memory_format=torch.channels_last)
 
-    def step(batch: Any, factor: float) -> Tensor:
+    masked = _Masked(model, mask or {})
+
+    def step(batch: Any, factor: float) -> tuple[Tensor, Mapping[str, float]]:
         for group in optimiser.param_groups:
             group["lr"] = lr * factor
         with torch.autocast(device_of(model).type, torch.bfloat16, enabled=now.precision == "bf16"):
             value = loss(model, moved(batch, device_of(model)))
         optimiser.zero_grad(set_to_none=True)
-        value.backward()
+        shown, numbers = backward(value, trained)
+        masked.gradients()
         if clip is not None:
             nn.utils.clip_grad_norm_(trained, clip)
         optimiser.step()
-        return value.detach().float()
+        masked.restore()
+        return shown.detach().float(), numbers
 
     now.fits += 1
     file = now.checkpoint / f"fit{now.fits}.pt" if now.checkpoint else None
@@ -87,6 +104,8 @@ def fit(
         model.train()
         if norm_statistics == "frozen":
             freeze_norm_statistics(model)
+        for module in now.frozen:
+            module.eval()
         with streams.seeded("layers", epoch):
             record = _epoch(batches, epoch, step, lambda number: schedule(number, batches.steps, epochs), now)
         now.record(record | {"fit": now.fits, "lr": optimiser.param_groups[0]["lr"]}, epochs)
@@ -102,15 +121,43 @@ def fit(
 
 
 def _epoch(
-    batches: Batches, epoch: int, step: Callable[[Any, float], Tensor], factor: Callable[[int], float], now: Session
+    batches: Batches,
+    epoch: int,
+    step: Callable[[Any, float], tuple[Tensor, Mapping[str, float]]],
+    factor: Callable[[int], float],
+    now: Session,
 ) -> dict[str, Any]:
     began, count, total = time.perf_counter(), 0, torch.zeros(())
+    sums: dict[str, list[float]] = defaultdict(list)
     for number, batch in enumerate(_timed(batches(epoch), now)):
-        value = step(batch, factor(epoch * batches.steps + number))
+        value, numbers = step(batch, factor(epoch * batches.steps + number))
         size = samples(batch)
         count, total = count + size, total.to(value.device) + value * size
+        for name, amount in numbers.items():
+            sums[name].append(amount)
     now.sample_gradients += count
-    return {"epoch": epoch + 1, "loss": (total / count).item(), "seconds": time.perf_counter() - began}
+    means = {name: math.fsum(amounts) / len(amounts) for name, amounts in sums.items()}
+    return {"epoch": epoch + 1, "loss": (total / count).item(), "seconds": time.perf_counter() - began, **means}
+
+
+class _Masked:
+    """Keeps the entries outside a mask where they started, whatever weight decay and momentum make of them."""
+
+    def __init__(self, model: nn.Module, mask: Mapping[str, Tensor]) -> None:
+        parameters = dict(model.named_parameters())
+        self.entries = [
+            (parameters[name], keep.bool(), parameters[name].detach().clone()) for name, keep in mask.items()
+        ]
+
+    def gradients(self) -> None:
+        for parameter, keep, _ in self.entries:
+            if parameter.grad is not None:
+                parameter.grad.mul_(keep)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for parameter, keep, start in self.entries:
+            parameter.copy_(torch.where(keep, parameter, start))
 
 
 def _timed(batches: Iterator[Any], session: Session) -> Iterator[Any]:

@@ -36,6 +36,7 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
             "seed": lab.seed,
             "split": lab.split,
             "requests": len(lab.requests),
+            "layers": lab.layers,
             "forget": {"count": len(lab.forget), "sha256": lab.hash(lab.forget)},
             "overrides": overrides,
             "config": lab.settings,
@@ -60,6 +61,7 @@ def identity(lab: Lab, choices: Mapping[str, str]) -> dict[str, Any]:
         "method_settings": lab.settings["method"],
         "auditor": lab.settings["auditor"],
         "split": lab.split,
+        **({"layers": lab.layers} if lab.layers != "all" else {}),
     }
 
 

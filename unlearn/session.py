@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Session:
     """One training or one call of a method.
 
     `checkpoint` is the folder for unfinished work, or None; `history` holds one dict an epoch; `loading_seconds` is
-    the time spent making batches, which `seconds` leaves out.
+    the time spent making batches, which `seconds` leaves out; `frozen` modules stay in eval mode (`layers.scope`).
     """
 
     precision: str = "fp32"
@@ -33,6 +34,7 @@ class Session:
     sample_gradients: int = 0
     loading_seconds: float = 0.0
     fits: int = 0
+    frozen: list[nn.Module] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
     def seconds(self, device: torch.device) -> float:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -139,8 +140,9 @@ class _Lock:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            holder = self.file.with_suffix(".holder")
-            name = holder.read_text() if holder.exists() else "another process"
+            name = "another process"
+            with suppress(FileNotFoundError):  # it may be done by now
+                name = self.file.with_suffix(".holder").read_text() or name
             print(
                 f"store: waiting for {name}, which is making {self.file.with_suffix('')}", file=sys.stderr, flush=True
             )
