@@ -28,10 +28,13 @@ def main(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     progress = Progressing()
     try:
-        settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        try:
+            settings: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise SettingError(str(error.full_key), "???", "must be given") from error
         lab = Lab(settings, progress)
         document, file = row(lab, job.runtime.choices, list(job.overrides.task))
-    except (SettingError, DivergedError, MissingMandatoryValue) as error:
+    except (SettingError, DivergedError) as error:
         if cfg.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 def check_metrics(lab: Lab) -> None:
     """The objective, and every metric that an auditor builds on, is measured by an auditor that was chosen."""
-    wanted = {"objective": [lab.settings["objective"]]}
-    wanted |= {f"auditor.{name}.metrics": its.keywords.get("metrics", []) for name, its in lab.auditors.items()}
-    for key, names in wanted.items():
-        for name in names:
-            if name.removesuffix("_low").removesuffix("_high") not in lab.metrics:
-                allowed = f"not measured by the auditors chosen ({', '.join(lab.auditors)}), which measure "
-                raise SettingError(key, name, allowed + ", ".join(sorted(lab.metrics)))
+    ends = [f"{name}{end}" for name, (_, its) in lab.metrics.items() if its.interval for end in ("_low", "_high")]
+    wanted = [("objective", lab.settings["objective"], {*lab.metrics, *ends})]
+    for name, auditor in lab.auditors.items():
+        builds_on = auditor.keywords.get("metrics", [])
+        wanted += [(f"auditor.{name}.metrics", metric, {*lab.metrics}) for metric in builds_on]
+    for key, metric, measured in wanted:
+        if metric not in measured:
+            allowed = f"not measured by the auditors chosen ({', '.join(lab.auditors)}), which measure "
+            raise SettingError(key, metric, allowed + ", ".join(sorted(lab.metrics)))
 
 
 def check_method(lab: Lab) -> None:

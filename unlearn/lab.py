@@ -252,7 +252,10 @@ class Lab:
 
     def measure(self, metric: str, subject: Subject) -> float:
         """One metric of whichever chosen auditor declares it."""
-        return self.audit(self.metrics[metric][0], subject)[metric]
+        value = self.audit(self.metrics[metric][0], subject).get(metric)
+        if value is None:
+            raise SettingError("auditor", metric, f"has no value for the {subject.role} model, and is built on")
+        return value
 
 
 def total_cost(costs: list[dict[str, Any]]) -> dict[str, Any]:

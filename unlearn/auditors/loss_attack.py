@@ -13,6 +13,8 @@ Held-out images are test images of the classes that occur in the forget set. A p
 something is left, and cannot show that nothing is.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, wasserstein_distance
@@ -49,6 +51,8 @@ METRICS = (
 def loss_attack(subject: Subject, lab: Laboratory, *, folds: Count, test_share: Share, clip: Positive) -> Measured:
     """Attack accuracy, F1 and AUC, and the distances; a lower loss counts as a sign of membership."""
     forget, held_out = _losses(subject, clip)
+    if len(held_out) == 0:  # the test set has no image of the forgotten classes
+        return {}
     reference = _losses(lab.reference(), clip)
     generator = np.random.default_rng(lab.streams.seed("loss_attack", "balance"))
     count = min(len(forget), len(held_out))
@@ -75,8 +79,9 @@ def _losses(subject: Subject, clip: float) -> tuple[NDArray[np.float64], NDArray
 def _logistic(
     forget: NDArray[np.float64], held_out: NDArray[np.float64], folds: int, test_share: float, seed: int
 ) -> dict[str, float]:
-    # A fold needs an image of each side for testing; with fewer the cross-validated attack does not exist.
-    if round(2 * len(forget) * test_share) < 2 or len(forget) < 2:
+    # A fold needs an image of each side for training and for testing; else the cross-validated attack does not exist.
+    for_testing = math.ceil(2 * len(forget) * test_share)
+    if min(for_testing, 2 * len(forget) - for_testing) < 2:
         return {}
     losses = np.concatenate([forget, held_out])[:, None]
     member = np.repeat([1, 0], len(forget))

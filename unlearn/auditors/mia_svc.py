@@ -46,6 +46,8 @@ def mia_svc(
     """
     others = subject.test[~np.isin(subject.test.labels, subject.forgotten_classes)]
     count = min(len(others), len(subject.retain))
+    if count == 0:  # the test set has no image of a class that remains
+        return {}
     members = subject.retain[np.arange(count)]
     members, others = (_thinned(side, limit) for side in (members, others))
     measured: dict[str, float] = {}
