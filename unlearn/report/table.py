@@ -19,6 +19,7 @@ from unlearn.row import SCHEMA
 from unlearn.settings import SettingError
 
 COLUMNS = ("forget_accuracy", "retain_accuracy", "test_accuracy", "loss_attack_auc", "average_gap", "seconds")
+CONTESTANTS = ("none", "retrain")  # they head every table
 SETTING = ("dataset", "model", "train", "scenario")
 
 Row = Mapping[str, Any]
@@ -68,7 +69,7 @@ def _one_setting(
     names: Sequence[str], rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[str, Metric]
 ) -> str:
     lines: dict[str, dict[tuple[int, int], Mapping[str, Any]]] = defaultdict(dict)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: (row["method"] not in CONTESTANTS, row["method"])):
         run = (row["seed"], row["split"])
         for line, role in (
             ("original", "original"),
