@@ -18,7 +18,15 @@ from unlearn.report.terminal import number
 from unlearn.row import SCHEMA
 from unlearn.settings import SettingError
 
-COLUMNS = ("forget_accuracy", "retain_accuracy", "test_accuracy", "loss_attack_auc", "average_gap", "seconds")
+COLUMNS = (
+    "forget_accuracy",
+    "retain_accuracy",
+    "test_accuracy",
+    "loss_attack_auc",
+    "loss_attack_passed",
+    "average_gap",
+    "seconds",
+)
 CONTESTANTS = ("none", "retrain")  # they head every table
 SETTING = ("dataset", "model", "train", "scenario")
 
@@ -93,8 +101,10 @@ def _cell(values: Sequence[float | None], metric: Metric) -> str:
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if len(known) == 0:
         return ""
+    if metric.unit == "verdict":
+        return f"{known.sum():.0f} of {len(known)}"
     mean = number(float(known.mean()), metric)
-    if len(known) == 1 or metric.unit in ("bytes", "count", "verdict"):
+    if len(known) == 1 or metric.unit in ("bytes", "count"):
         return mean
     half = t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
     return f"{mean} ± {number(float(half), metric)}"
