@@ -17,7 +17,7 @@ run: .venv/run ## install if needed, then train, retrain, unlearn and audit on d
 	$(BIN)/python run.py
 
 test: .venv/dev ## install if needed, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/dev ## check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from unlearn.checks import check_layers, check_method, check_metrics, check_mode
 from unlearn.data.images import PARTS, Data, Images
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
 from unlearn.layers import scope
-from unlearn.loop import warm_up
+from unlearn.loop import DivergedError, warm_up
 from unlearn.metrics import Measured, Metric
 from unlearn.models.normalise import Normalise
 from unlearn.request import Recipe, Request
@@ -43,10 +43,11 @@ class Lab:
         self.device = choose_device(settings["device"])
         self.precision = choose_precision(settings["precision"], self.device)
         self.layers = check(str | list[str], "layers", settings["layers"])
-        use_deterministic_algorithms(settings["deterministic"])
+        use_deterministic_algorithms(check(bool, "deterministic", settings["deterministic"]))
+        check(Literal["offline", "online", "disabled"], "wandb.mode", settings["wandb"]["mode"])
         self.method, self.train, self._net = (build(settings[group], group) for group in ("method", "train", "model"))
         self._scenario = build(settings["scenario"], "scenario")
-        self.auditors = {name: build(its, f"auditor.{name}") for name, its in settings["auditor"].items()}
+        self.auditors = {name: build(its, f"auditor.{name}") for name, its in settings.get("auditor", {}).items()}
         self.metrics: dict[str, tuple[str, Metric]] = {
             metric.name: (name, metric)
             for name, auditor in self.auditors.items()
@@ -194,7 +195,10 @@ class Lab:
         def make(folder: Path) -> None:
             model = self.load(stored)
             for part in PARTS:
-                np.save(folder / f"{part}.npy", logits(model, getattr(self.data, part)))
+                outputs = logits(model, getattr(self.data, part))
+                if not np.isfinite(outputs).all():
+                    raise DivergedError(f"{stored.kind} {stored.key}: the model's outputs are not finite numbers")
+                np.save(folder / f"{part}.npy", outputs)
 
         kept = self.store.get("signals", {"model": stored.key, "content": stored.content}, make)
         return {

@@ -61,7 +61,7 @@ class Store:
             root.mkdir(parents=True, exist_ok=True)
             probe = root / f".probe-{os.getpid()}"
             probe.write_text("")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another machine's process may have the same number
         except OSError as error:
             raise SettingError(
                 "store", root, f"cannot be written to ({error.strerror}); name another folder"

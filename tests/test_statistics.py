@@ -1,0 +1,234 @@
+"""Intervals: against sums over pairs, formulas written out, scikit-learn, and simulations whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from unlearn.statistics import auc, auc_components, auc_difference, proportion
+
+Floats = NDArray[np.float64]
+REPETITIONS = 400
+# 95 % +- 4 standard errors of a share over the repetitions
+COVERAGE = (0.95 - 4 * math.sqrt(0.95 * 0.05 / REPETITIONS), 0.95 + 4 * math.sqrt(0.95 * 0.05 / REPETITIONS))
+
+
+def normal(seed: int, m: int, n: int, shift: float) -> tuple[Floats, Floats]:
+    draw = np.random.default_rng(seed)
+    return draw.normal(shift, 1, m), draw.normal(0, 1, n)
+
+
+def tied(seed: int, m: int = 60, n: int = 45) -> tuple[Floats, Floats]:
+    draw = np.random.default_rng(seed)
+    return draw.integers(2, 9, m).astype(float), draw.integers(0, 7, n).astype(float)
+
+
+def placements(positive: Floats, negative: Floats) -> tuple[list[float], list[float]]:
+    """DeLong's structural components, pair by pair."""
+
+    def won(x: float, y: float) -> float:
+        return 1.0 if x > y else 0.5 if x == y else 0.0
+
+    of_positive = [sum(won(x, y) for y in negative) / len(negative) for x in positive]
+    of_negative = [sum(won(x, y) for x in positive) / len(positive) for y in negative]
+    return of_positive, of_negative
+
+
+def variance(values: list[float]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+# The area
+
+
+@pytest.mark.parametrize("scores", [normal(0, 50, 80, 0.7), tied(0), tied(1), normal(1, 1, 5, 0.0)])
+def test_auc_equals_scikit_learn(scores: tuple[Floats, Floats]) -> None:
+    positive, negative = scores
+    truth = np.repeat([1, 0], [len(positive), len(negative)])
+    expected = roc_auc_score(truth, np.concatenate(scores))
+    assert auc(positive, negative, "x")["x"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_equal_scores_have_half_the_area() -> None:
+    assert auc(np.full(30, 2.0), np.full(20, 2.0), "x")["x"] == 0.5
+
+
+def test_sides_exchanged_mirror_the_area_and_its_interval() -> None:
+    positive, negative = tied(3)
+    there, back = auc(positive, negative, "x"), auc(negative, positive, "x")
+    assert there["x"] == pytest.approx(1 - back["x"])
+    assert there["x_low"] == pytest.approx(1 - back["x_high"])
+    assert there["x_high"] == pytest.approx(1 - back["x_low"])
+
+
+def test_any_increasing_transformation_leaves_everything_as_it_is() -> None:
+    positive, negative = normal(2, 40, 30, 0.5)
+    assert auc(positive, negative, "x") == auc(np.exp(3 * positive), np.exp(3 * negative), "x")
+
+
+# Its variance
+
+
+@pytest.mark.parametrize("scores", [normal(4, 25, 40, 0.9), tied(4)])
+def test_components_equal_a_sum_over_pairs(scores: tuple[Floats, Floats]) -> None:
+    area, of_positive, of_negative = auc_components(*scores)
+    by_hand = placements(*scores)
+    np.testing.assert_allclose(of_positive, by_hand[0], atol=1e-12)
+    np.testing.assert_allclose(of_negative, by_hand[1], atol=1e-12)
+    assert area == pytest.approx(sum(by_hand[0]) / len(by_hand[0]), abs=1e-12)
+
+
+@pytest.mark.parametrize("scores", [normal(5, 25, 40, 0.9), tied(5)])
+def test_interval_is_delongs_on_the_logit_scale(scores: tuple[Floats, Floats]) -> None:
+    of_positive, of_negative = placements(*scores)
+    area = sum(of_positive) / len(of_positive)
+    spread = math.sqrt(variance(of_positive) / len(of_positive) + variance(of_negative) / len(of_negative))
+    logit, half = math.log(area / (1 - area)), 1.959963984540054 * spread / (area * (1 - area))
+    measured = auc(*scores, "x")
+    assert measured["x_low"] == pytest.approx(1 / (1 + math.exp(-(logit - half))), abs=1e-9)
+    assert measured["x_high"] == pytest.approx(1 / (1 + math.exp(-(logit + half))), abs=1e-9)
+    assert measured["x_low"] < area < measured["x_high"]
+
+
+def test_variance_is_about_that_of_a_bootstrap() -> None:
+    positive, negative = normal(6, 80, 60, 0.8)
+    _, a, b = auc_components(positive, negative)
+    delong = a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)
+    draw = np.random.default_rng(0)
+    areas = [auc_components(draw.choice(positive, 80), draw.choice(negative, 60))[0] for _ in range(1500)]
+    assert np.var(areas) == pytest.approx(delong, rel=0.25)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
+def test_95_percent_of_intervals_contain_the_true_area(shift: float) -> None:
+    truth = norm.cdf(shift / math.sqrt(2))
+    contained = 0
+    for seed in range(REPETITIONS):
+        measured = auc(*normal(seed, 60, 90, shift), "x")
+        contained += measured["x_low"] <= truth <= measured["x_high"]
+    assert COVERAGE[0] <= contained / REPETITIONS <= COVERAGE[1]
+
+
+@pytest.mark.parametrize(("positive", "negative", "area"), [(1.0, 0.0, 1.0), (0.0, 1.0, 0.0)])
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_perfect_separation_is_not_certainty(positive: float, negative: float, area: float, count: int) -> None:
+    measured = auc(np.full(count, positive), np.full(count + 3, negative), "x")
+    assert measured["x"] == area
+    # Clopper-Pearson for none or all of `count` trials, in closed form
+    other = 0.025 ** (1 / count)
+    expected = (other, 1.0) if area else (0.0, 1 - other)
+    assert (measured["x_low"], measured["x_high"]) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("score", [-1.0, 0.2, 0.5, 0.9, 2.0])
+def test_one_image_on_a_side_says_next_to_nothing(score: float) -> None:
+    others = np.linspace(0, 1, 40)
+    measured = auc(np.array([score]), others, "x")
+    assert measured["x_low"] <= measured["x"] <= measured["x_high"]
+    assert measured["x_high"] - measured["x_low"] > 0.9
+
+
+# The paired difference
+
+
+def test_the_same_scores_differ_by_exactly_nothing() -> None:
+    scores = normal(7, 50, 60, 0.5)
+    assert auc_difference(scores, scores, "x") == {"x": 0.0, "x_low": 0.0, "x_high": 0.0}
+
+
+def test_difference_and_interval_equal_a_sum_over_pairs() -> None:
+    first, second = normal(8, 30, 40, 1.0), tied(8, 30, 40)
+    one, two = placements(*first), placements(*second)
+    a = [x - y for x, y in zip(one[0], two[0], strict=True)]
+    b = [x - y for x, y in zip(one[1], two[1], strict=True)]
+    half = 1.959963984540054 * math.sqrt(variance(a) / 30 + variance(b) / 40)
+    measured = auc_difference(first, second, "x")
+    assert measured["x"] == pytest.approx(sum(a) / 30, abs=1e-12)
+    assert measured["x_low"] == pytest.approx(sum(a) / 30 - half, abs=1e-9)
+    assert measured["x_high"] == pytest.approx(sum(a) / 30 + half, abs=1e-9)
+
+
+def test_the_models_exchanged_turn_the_sign() -> None:
+    first, second = normal(9, 30, 40, 1.0), normal(10, 30, 40, 0.0)
+    there, back = auc_difference(first, second, "x"), auc_difference(second, first, "x")
+    assert there["x"] == -back["x"] != 0
+    assert (there["x_low"], there["x_high"]) == (-back["x_high"], -back["x_low"])
+
+
+def paired(seed: int, shift: float) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """Two models' scores of the same images: half of each score is the image, half the model; the first is shifted."""
+    draw = np.random.default_rng(seed)
+    images = [draw.normal(0, 1, count) for count in (70, 50)]
+    first = [image + draw.normal(0, 1, len(image)) for image in images]
+    second = [image + draw.normal(0, 1, len(image)) for image in images]
+    return (first[0] + shift, first[1]), (second[0], second[1])
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_95_percent_of_paired_intervals_contain_the_true_difference(shift: float) -> None:
+    truth = norm.cdf(shift / 2) - 0.5  # the scores have variance 2
+    contained = 0
+    for seed in range(REPETITIONS):
+        measured = auc_difference(*paired(seed, shift), "x")
+        contained += measured["x_low"] <= truth <= measured["x_high"]
+    assert COVERAGE[0] <= contained / REPETITIONS <= COVERAGE[1]
+
+
+def test_pairing_narrows_the_interval() -> None:
+    def width(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> float:
+        measured = auc_difference(first, second, "x")
+        return measured["x_high"] - measured["x_low"]
+
+    together = [width(*paired(seed, 0.0)) for seed in range(20)]
+    apart = [width(paired(seed, 0.0)[0], paired(seed + 100, 0.0)[1]) for seed in range(20)]
+    assert np.mean(together) < 0.85 * np.mean(apart)
+
+
+def test_one_image_on_a_side_leaves_any_difference_open() -> None:
+    first, second = (np.array([1.0]), np.arange(5.0)), (np.array([0.0]), np.arange(5.0))
+    measured = auc_difference(first, second, "x")
+    assert (measured["x_low"], measured["x_high"]) == (-1.0, 1.0)
+    assert measured["x"] == pytest.approx(0.2)
+
+
+# Shares
+
+
+def hits(count: int, trials: int) -> NDArray[np.bool_]:
+    return np.arange(trials) < count
+
+
+def wilson(count: int, trials: int) -> tuple[float, float]:
+    z, share = 1.959963984540054, count / trials
+    centre = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return (centre - half) / (1 + z * z / trials), (centre + half) / (1 + z * z / trials)
+
+
+@pytest.mark.parametrize(("count", "trials"), [(45, 4500), (10, 10_000), (1, 1000), (0, 500), (500, 500), (1, 2)])
+def test_share_has_wilsons_interval(count: int, trials: int) -> None:
+    measured = proportion(hits(count, trials), "x")
+    assert measured["x"] == count / trials
+    assert (measured["x_low"], measured["x_high"]) == pytest.approx(wilson(count, trials), abs=1e-9)
+    assert 0 <= measured["x_low"] <= measured["x"] <= measured["x_high"] <= 1
+
+
+def test_share_of_81_in_263_has_the_published_interval() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998), Table I, method 3: 0.2553 to 0.3662
+    measured = proportion(hits(81, 263), "x")
+    assert (round(measured["x_low"], 4), round(measured["x_high"], 4)) == (0.2553, 0.3662)
+
+
+@pytest.mark.parametrize(("count", "trials", "low", "high"), [(15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)])
+def test_other_published_intervals(count: int, trials: int, low: float, high: float) -> None:
+    # The same table
+    measured = proportion(hits(count, trials), "x")
+    assert (round(measured["x_low"], 4), round(measured["x_high"], 4)) == (low, high)
+
+
+def test_no_trials_give_no_numbers() -> None:
+    assert proportion(hits(0, 0), "x") == {}
