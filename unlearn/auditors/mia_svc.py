@@ -50,10 +50,11 @@ def mia_svc(
         return {}
     members = subject.retain[np.arange(count)]
     members, others = (_thinned(side, limit) for side in (members, others))
+    member = np.repeat([1, 0], [len(members), len(others)])
     measured: dict[str, float] = {}
     for feature in FEATURES:
         known = np.concatenate([_feature(members, feature, compat), _feature(others, feature, compat)])
-        attack = SVC(C=C, gamma="auto", kernel="rbf").fit(known, np.repeat([1, 0], [len(members), len(others)]))
+        attack = SVC(C=C, gamma="auto", kernel="rbf", random_state=0).fit(known, member)
         called_non_member = attack.predict(_feature(subject.forget, feature, compat)) == 0
         measured |= proportion(called_non_member, f"mia_svc_{feature}")
     return measured
