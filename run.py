@@ -50,8 +50,9 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM; the same command continues"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command continues where it stopped")
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
