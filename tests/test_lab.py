@@ -40,7 +40,10 @@ class Bench:
 
     def composed(self, *overrides: str) -> Any:
         small = ("train.epochs=2", "method.epochs=1", "auditor=[accuracy]", "objective=test_accuracy")
-        return self.compose(list({word.split("=")[0]: word for word in (*small, *overrides)}.values()))
+        words = {word.split("=")[0]: word for word in (*small, *overrides)}
+        if words.get("method") == "method=retrain":
+            del words["method.epochs"]  # it has none
+        return self.compose(list(words.values()))
 
     def lab(self, *overrides: str) -> Lab:
         return Lab(self.composed(*overrides).settings, self.show)
@@ -162,6 +165,14 @@ def test_seed_is_the_models_and_split_is_the_forget_set(bench: Bench) -> None:
     assert base.retrained(seed=1) == seed.retrained()
     assert base.unlearned(seed=1) == seed.unlearned()
     assert len(bench.trained) == 2 + 3 + 3
+
+
+def test_original_reference_and_contestant_start_from_weights_of_their_own(bench: Bench) -> None:
+    # Without a learning rate every model is still its initialisation
+    labs = [bench.lab("train.lr=0", "train.epochs=1", "method=retrain", f"seed={seed}") for seed in (0, 1)]
+    models = [weights(its, made) for its in labs for made in (its.original(), its.retrained(), its.unlearned())]
+    for name in ("1.0.weight", "1.4.weight", "1.8.weight", "1.8.bias"):
+        assert len({model[name] for model in models}) == 6, name
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +44,13 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def train_mode(model: nn.Module) -> None:
+    """Put a model in training mode, but for the layers that a scope freezes."""
+    model.train()
+    for module in current().frozen:
+        module.eval()
+
+
 def freeze_norm_statistics(model: nn.Module) -> None:
     """Put the batch-norm layers of a model in training mode into eval mode."""
     for module in model.modules():
@@ -67,25 +75,28 @@ def fit(
     until: Callable[[nn.Module], bool] | None = None,
     backward: Backward = descend,
     mask: Mapping[str, Tensor] | None = None,
+    second: Callable[[Any], bool] | None = None,
 ) -> nn.Module:
     """Minimise `loss(model, batch)` by SGD for `epochs` epochs and return the same model, in eval mode.
 
     The optimiser is fresh, the last epoch's weights are used, and only parameters that require a gradient move. `clip`
     bounds the gradient's global norm; frozen `norm_statistics` keep batch norm's running values and use them; `until`
     ends the training after an epoch for which it holds; `backward` turns losses into gradients; `mask` names, for some
-    parameters, the entries that may move, and their others stay bit-identical. Runs under the session's precision and
-    continues from its checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss is not finite.
+    parameters, the entries that may move, and their others stay bit-identical; batches for which `second` holds are
+    stepped by an optimiser with a momentum of its own. Runs under the session's precision and continues from its
+    checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss is not finite.
     """
     now = current()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    sgd = partial(torch.optim.SGD, trained, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    optimisers = [sgd() for _ in range(2 if second else 1)]
     model.to(memory_format=torch.channels_last)
 
     masked = _Masked(model, mask or {})
 
     def step(batch: Any, factor: float) -> tuple[Tensor, Mapping[str, float]]:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * factor
+        optimiser = optimisers[bool(second and second(batch))]
+        optimiser.param_groups[0]["lr"] = lr * factor
         with torch.autocast(device_of(model).type, torch.bfloat16, enabled=now.precision == "bf16"):
             value = loss(model, moved(batch, device_of(model)))
         optimiser.zero_grad(set_to_none=True)
@@ -99,21 +110,19 @@ def fit(
 
     now.fits += 1
     file = now.checkpoint / f"fit{now.fits}.pt" if now.checkpoint else None
-    first, saved = _resume(file, model, optimiser, now), time.perf_counter()
+    first, saved = _resume(file, model, optimisers, now), time.perf_counter()
     for epoch in range(first, epochs):
-        model.train()
+        train_mode(model)
         if norm_statistics == "frozen":
             freeze_norm_statistics(model)
-        for module in now.frozen:
-            module.eval()
         with streams.seeded("layers", epoch):
             record = _epoch(batches, epoch, step, lambda number: schedule(number, batches.steps, epochs), now)
-        now.record(record | {"fit": now.fits, "lr": optimiser.param_groups[0]["lr"]}, epochs)
+        now.record(record | {"fit": now.fits, "lr": optimisers[0].param_groups[0]["lr"]}, epochs)
         if not math.isfinite(record["loss"]):
             raise DivergedError(f"{now.label}: the loss is {record['loss']} in epoch {epoch + 1} (learning rate {lr})")
         finished = epoch + 1 == epochs or bool(until and until(model.eval()))
         if file and (finished or time.perf_counter() - saved >= now.checkpoint_seconds):
-            _save(file, model, optimiser, now, epochs if finished else epoch + 1)
+            _save(file, model, optimisers, now, epochs if finished else epoch + 1)
             saved = time.perf_counter()
         if finished:
             break
@@ -170,10 +179,10 @@ def _timed(batches: Iterator[Any], session: Session) -> Iterator[Any]:
         yield batch
 
 
-def _save(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, session: Session, epoch: int) -> None:
+def _save(file: Path, model: nn.Module, optimisers: list[torch.optim.SGD], session: Session, epoch: int) -> None:
     state = {
         "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimisers],
         "epoch": epoch,
         **session.counts(device_of(model)),
     }
@@ -182,12 +191,13 @@ def _save(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, sessio
     os.replace(file.with_suffix(".tmp"), file)
 
 
-def _resume(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, session: Session) -> int:
+def _resume(file: Path | None, model: nn.Module, optimisers: list[torch.optim.SGD], session: Session) -> int:
     if file is None or not file.exists():
         return 0
     state = torch.load(file, map_location=device_of(model), weights_only=True)
     model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(kept)
     session.resume(state)
     return int(state["epoch"])
 

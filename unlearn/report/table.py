@@ -67,31 +67,54 @@ def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     for column in columns:
         if column not in metrics:
             raise SettingError("column", column, f"must be one of {', '.join(sorted(metrics))}")
-    settings: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    settings: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        settings[tuple(row[key] for key in SETTING)].append(row)
-    return "\n\n".join(_one_setting(names, group, columns, metrics) for names, group in settings.items())
+        settings[_setting(row)].append(row)
+    return "\n\n".join(_one_setting(group, columns, metrics) for group in settings.values())
 
 
-def _one_setting(
-    names: Sequence[str], rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[str, Metric]
-) -> str:
+def _setting(row: Row) -> str:
+    """What two rows must share to stand in one table: names and settings, not where files lie, nor the draws."""
+    config = {group: dict(row["config"][group]) for group in SETTING}
+    for key in ("root", "path"):
+        config["dataset"].pop(key, None)
+    return json.dumps([[row[group] for group in SETTING], config, row["requests"], row["precision"]], sort_keys=True)
+
+
+def _names(rows: Sequence[Row]) -> dict[str, str]:
+    """Row id -> its line: the method, and those of its settings in which rows of the same method differ."""
+    names = {}
+    for row in rows:
+        same = [other["config"]["method"] for other in rows if other["method"] == row["method"]]
+        its = row["config"]["method"]
+        differing = [key for key in its if any(other.get(key) != its[key] for other in same)]
+        layers = [row["layers"]] if row.get("layers", "all") != "all" else []
+        details = [f"{key}={its[key]}" for key in differing] + [f"layers={layer}" for layer in layers]
+        names[row["id"]] = row["method"] + (f" ({', '.join(details)})" if details else "")
+    return names
+
+
+def _one_setting(rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[str, Metric]) -> str:
     lines: dict[str, dict[tuple[int, int], Mapping[str, Any]]] = defaultdict(dict)
-    for row in sorted(rows, key=lambda row: (row["method"] not in CONTESTANTS, row["method"])):
-        run = (row["seed"], row["split"])
-        for line, role in (
-            ("original", "original"),
-            ("retrained (reference)", "retrained"),
-            (row["method"], "unlearned"),
-        ):
-            lines[line][run] = row["metrics"][role]
+    names = _names(rows)
+    for row in sorted(rows, key=lambda row: (row["method"] not in CONTESTANTS, row["method"], names[row["id"]])):
+        run, line = (row["seed"], row["split"]), names[row["id"]]
+        if run in lines[line]:
+            raise SettingError(
+                "row", row["id"], f"repeats {line}, seed {run[0]}, split {run[1]}: give one of them only"
+            )
+        lines["original"][run] = row["metrics"]["original"]
+        lines["retrained (reference)"][run] = row["metrics"]["retrained"]
+        lines[line][run] = row["metrics"]["unlearned"]
+    heads = [line for line in ("original", "retrained (reference)") if line in lines]
     text = [
-        f"{' · '.join(names)}, {rows[0]['forget']['count']} images forgotten",
+        f"{' · '.join(rows[0][group] for group in SETTING)}, {rows[0]['forget']['count']} images forgotten",
         "",
         f"| model | {' | '.join(metrics[column].title for column in columns)} | runs |",
         f"|---|{'---:|' * (len(columns) + 1)}",
     ]
-    for line, runs in lines.items():
+    for line in [*heads, *(line for line in lines if line not in heads)]:
+        runs = lines[line]
         cells = [_cell([run.get(column) for run in runs.values()], metrics[column]) for column in columns]
         text.append(f"| {line} | {' | '.join(cells)} | {len(runs)} |")
     return "\n".join(text)
