@@ -1,0 +1,99 @@
+"""Which layers each scope means on every architecture, and that a scope trains exactly them."""
+
+from typing import Any
+
+import pytest
+import torch
+from laws import stems, yaml_of
+from torch import nn
+
+from unlearn.layers import scope, trained_modules, units
+from unlearn.session import current, session
+from unlearn.settings import SettingError, build
+
+
+def network(name: str) -> nn.Module:
+    settings: dict[str, Any] = yaml_of("model", name)
+    made: nn.Module = build(settings, "model")((3, 32, 32), 10)
+    return made
+
+
+def wrapped(net: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Identity(), net)
+
+
+EXPECTED = {
+    ("resnet18", "first"): ["conv1", "bn1", "relu", "maxpool", "layer1"],
+    ("resnet50", "intermediate"): ["layer2", "layer3"],
+    ("resnet18", "last"): ["layer4", "avgpool", "fc"],
+    ("resnet18", "intermediate+last"): ["layer2", "layer3", "layer4", "avgpool", "fc"],
+    ("resnet20", "intermediate"): ["blocks.3", "blocks.4", "blocks.5"],
+    ("fastnet", "last"): ["blocks.2", "head"],
+    ("vit_tiny", "intermediate"): ["blocks.4", "blocks.5", "blocks.6", "blocks.7"],
+    ("vgg16_bn", "head"): ["pool", "flatten", "head"],
+}
+
+
+@pytest.mark.parametrize(("model", "layers"), EXPECTED)
+def test_scopes_are_the_papers_parts(model: str, layers: str) -> None:
+    assert trained_modules(network(model), layers) == EXPECTED[model, layers]
+
+
+@pytest.mark.parametrize("model", stems("model"))
+def test_units_hold_every_layer_once_and_scopes_share_nothing(model: str) -> None:
+    net = network(model)
+    names = [name for unit in units(net) for name in unit]
+    assert len(names) == len(set(names))
+    loose = {name for name, _ in net.named_parameters() if "." not in name}  # a transformer's position embedding
+    covered = {name for name, _ in net.named_parameters() if any(name.startswith(f"{unit}.") for unit in names)}
+    assert covered | loose == {name for name, _ in net.named_parameters()}
+    parts = [trained(net, layers) for layers in ("first", "last")]
+    assert not parts[0] & parts[1]
+    assert trained(net, "all") == {name for name, value in net.named_parameters() if value.requires_grad}
+
+
+def trained(net: nn.Module, layers: str | list[str]) -> set[str]:
+    with session(), scope(wrapped(net), layers):
+        return {name for name, value in net.named_parameters() if value.requires_grad}
+
+
+def test_flags_and_frozen_statistics_come_back_after_the_scope() -> None:
+    net = network("resnet18")
+    with session():
+        with scope(wrapped(net), "last"):
+            frozen = current().frozen
+            assert {id(module) for module in frozen} == {
+                id(module)
+                for name, module in net.named_modules()
+                if isinstance(module, nn.BatchNorm2d) and not name.startswith("layer4")
+            }
+            assert not net.conv1.weight.requires_grad
+        assert current().frozen == []
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_networks_own_frozen_weights_stay_frozen_in_every_scope() -> None:
+    assert not {name for name in trained(network("fastnet"), "all") if name == "stem.weight"}
+    assert "stem.bias" in trained(network("fastnet"), "first")
+
+
+def test_the_backward_pass_ends_at_the_first_trained_layer() -> None:
+    net, seen = network("resnet18"), []
+    net.layer3.register_forward_hook(lambda *hooked: seen.append(hooked[2].requires_grad))
+    with session(), scope(wrapped(net), "last"):
+        net(torch.rand(2, 3, 32, 32)).sum().backward()
+    assert seen == [False]
+    assert net.layer3[0].conv1.weight.grad is None
+    assert net.layer4[0].conv1.weight.grad is not None
+
+
+def test_modules_can_be_named_and_unknown_ones_are_refused() -> None:
+    net = network("resnet18")
+    assert trained(net, ["layer2.0", "fc"]) == {
+        name for name, _ in net.named_parameters() if name.startswith(("layer2.0.", "fc."))
+    }
+    for layers in ("middle", ["layer9"], []):
+        with pytest.raises(SettingError, match="layers="):
+            trained_modules(net, layers)
+    with pytest.raises(SettingError, match="layers=intermediate"):
+        trained_modules(network("convnet"), "intermediate")
