@@ -190,10 +190,9 @@ def test_distances_are_scipys_and_an_integral() -> None:
 
 
 def test_losses_above_the_clip_count_as_it() -> None:
-    subject = audited(forget=answers(np.array([1.0, 50.0, 90.0])), test=answers(np.array([2.0, 3.0, 4.0, 5.0, 6.0])))
-    # Clipped at 10: |1 - 2| and the rest of the quantiles, against 10 twice
+    subject = audited(forget=answers(np.array([1.0, 50.0, 90.0])), test=answers(np.array([2.0, 3.0, 40.0, 5.0, 6.0])))
     measured = against_itself(subject, clip=10.0)
-    expected = area_between(np.array([1.0, 10.0, 10.0]), np.array([2.0, 3.0, 4.0]))
+    expected = area_between(np.array([1.0, 10.0, 10.0]), np.array([2.0, 3.0, 10.0]))
     assert measured["wasserstein"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -241,6 +240,17 @@ def test_the_smallest_forget_sets_are_audited_and_no_certainty_is_claimed(
     assert all(math.isfinite(value) for value in measured.values())
     assert measured["loss_attack_auc_low"] <= measured["loss_attack_auc"] <= measured["loss_attack_auc_high"]
     assert measured["loss_attack_auc_high"] - measured["loss_attack_auc_low"] > 0.1
+
+
+@pytest.mark.parametrize(("count", "test_share", "possible"), [(5, 0.1, False), (6, 0.1, True), (9, 0.9, False)])
+def test_the_attack_is_left_out_unless_both_sides_are_trained_and_tested_on(
+    count: int, test_share: float, possible: bool
+) -> None:
+    # Of 10, 12 and 18 images 1, 2 and 17 are for testing
+    subject = audited(forget=answers(some(0, count)), test=answers(some(1, 50)))
+    measured = against_itself(subject, test_share=test_share)
+    assert ("loss_attack_accuracy" in measured, "loss_attack_f1" in measured) == (possible, possible)
+    assert "loss_attack_auc" in measured
 
 
 def test_without_a_test_image_of_the_forgotten_class_there_is_nothing_to_compare() -> None:
@@ -311,8 +321,9 @@ def features_by_hand(signals: Signals, feature: str, released: bool) -> list[lis
 
 @pytest.mark.parametrize("compat", [None, "released"])
 def test_every_variant_equals_the_attack_written_out(compat: str | None) -> None:
-    forget, retain, test = random_answers(0, 60, 2.0), random_answers(1, 150, 3.0), random_answers(2, 100, 1.0)
+    forget, retain, test = random_answers(3, 60, 2.0), random_answers(4, 150, 3.0), random_answers(5, 100, 1.0)
     measured = attacked(audited(forget=forget, retain=retain, test=test), compat=compat)
+    assert len({measured[f"mia_svc_{feature}"] for feature in FEATURES}) == len(FEATURES)
     for feature in FEATURES:
         # As many members as there are test images, the first in the data set's order
         known, strange, asked = (

@@ -104,7 +104,13 @@ def test_a_metric_that_nobody_has_takes_no_line_and_one_that_some_have_does(caps
     assert lines_of(capsys) == [["The partly", "0.500", "", "0.250", ""]]
 
 
-def test_titles_that_look_like_markup_and_long_cells_survive(capsys: pytest.CaptureFixture[str]) -> None:
+def test_noughts_take_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    nought = {"share": 0.0}
+    show(row(original=nought, retrained=nought, unlearned=nought), {"share": ("accuracy", metric())})
+    assert lines_of(capsys) == [["The share", "0.000", "0.000", "0.000", "+0.000"]]
+
+
+def test_intervals_fit_their_cells(capsys: pytest.CaptureFixture[str]) -> None:
     share = metric(interval=True)
     values = {"share": 0.1234, "share_low": -0.1, "share_high": 0.9}
     show(row(original=values, retrained=values, unlearned=values), {"share": ("accuracy", share)})
