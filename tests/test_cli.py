@@ -35,12 +35,13 @@ TINY = ("device=cpu", "train.epochs=2", "train.milestones=[]")
 SHORT = (*TINY, "method.epochs=1")  # for methods that have epochs
 
 PREFORK = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 import sklearn.linear_model, sklearn.svm, torchvision
 import unlearn.auditors.loss_attack, unlearn.auditors.mia_svc, unlearn.report.terminal, unlearn.row, unlearn.track
 from hydra.core.plugins import Plugins
 
 Plugins.instance()
+gc.freeze()  # or each child spends a second of its exit collecting what it never used
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,35 +76,70 @@ def nearest(
     Nothing is drawn, the model comes back as it was, and the session counts one gradient an image and step.
     """
     device, count = device_of(model), len(images)
-    pixels, labels = images.pixels.to(device), images.labels.to(device)
-    here = as_model_input(pixels, device).permute(0, 2, 3, 1)  # N x H x W x C, contiguous, as the pixels are
-    predicted, taken = torch.empty_like(labels), torch.zeros_like(labels)
     limit = steps * (1 + doublings(images.pixels.shape[1:], norm, eps_init))
+    found, waiting = as_model_input(images.pixels, device), torch.arange(count, device=device)
+    predicted, taken = torch.empty_like(waiting), torch.empty_like(waiting)
 
-    rows = torch.arange(min(batch_size, count), device=device)
-    begun = len(rows)
     with evaluating(model), torch.enable_grad():
-        while len(rows):
-            batch = here[rows].permute(0, 3, 1, 2).requires_grad_()
-            scores = model(batch)
-            predicted[rows] = scores.detach().argmax(1)
-            going = (predicted[rows] == labels[rows]) & (taken[rows] < limit)
-            if going.any():
-                (gradient,) = torch.autograd.grad(scores, batch, _away(scores.detach(), labels[rows], going))
-                rows, batch = rows[going], batch.detach()[going]
-                start, radius = as_model_input(pixels[rows], device), _radius(taken[rows], eps_init, steps)
-                here[rows] = _stepped(start, batch, gradient[going], radius, norm).permute(0, 2, 3, 1)
-                taken[rows] += 1
-            else:
-                rows = rows[:0]
-            fresh = torch.arange(begun, min(begun + batch_size - len(rows), count), device=device)
-            rows, begun = torch.cat([rows, fresh]), begun + len(fresh)
+        search, waiting = _begun(images, waiting[:batch_size]), waiting[batch_size:]
+        while len(search.rows):
+            scores = model(search.here.requires_grad_())
+            answers = scores.detach().argmax(1)
+            (slope,) = torch.autograd.grad(scores, search.here, _away(scores.detach(), search.labels))
+            going = (answers == search.labels) & (search.taken < limit)
+            if not going.all():
+                done = search.only(~going)
+                found[done.rows], predicted[done.rows], taken[done.rows] = (
+                    done.here.detach(),
+                    answers[~going],
+                    done.taken,
+                )
+                search, slope = search.only(going), slope[going]
+            search = search.stepped(slope, eps_init, steps, norm)
+            if len(waiting) and len(search.rows) < batch_size:
+                room = batch_size - len(search.rows)
+                search, waiting = search.joined(_begun(images, waiting[:room])), waiting[room:]
 
     current().sample_gradients += int(taken.sum())
-    home, found = images.pixels.device, here.permute(0, 3, 1, 2)
-    norms = _length(found - as_model_input(pixels, device), norm)
+    norms = _length(found - as_model_input(images.pixels, device), norm)
     eps = _radius((taken - 1).clamp(min=0), eps_init, steps)
-    return Adversarial(*(part.to(home) for part in (found, predicted, norms, eps, taken, predicted != labels)))
+    wrong = predicted != images.labels.to(device)
+    return Adversarial(*(part.to(images.pixels.device) for part in (found, predicted, norms, eps, taken, wrong)))
+
+
+class _Search(NamedTuple):
+    """The images in the model: which, their classes, where they were and are, and how many steps they have taken."""
+
+    rows: Tensor
+    labels: Tensor
+    start: Tensor
+    here: Tensor
+    taken: Tensor
+
+    def only(self, chosen: Tensor) -> "_Search":
+        return _Search(*(part[chosen] for part in self))
+
+    def joined(self, other: "_Search") -> "_Search":
+        return _Search(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
+
+    def stepped(self, slope: Tensor, eps_init: float, steps: int, norm: Norm) -> "_Search":
+        """One step up the slope, back into the ball around the start, and into [0, 1]."""
+        radius = _radius(self.taken, eps_init, steps)[:, None, None, None]
+        here = self.here.detach()
+        if norm == "linf":
+            change = (here + STRIDE * radius * slope.sign() - self.start).clamp(-radius, radius)
+        else:
+            change = (
+                here + STRIDE * radius * slope / (_length(slope, norm)[:, None, None, None] + DIVISION) - self.start
+            )
+            change = change * (radius / _length(change, norm)[:, None, None, None]).clamp(max=1)
+        return self._replace(here=(self.start + change).clamp(0, 1), taken=self.taken + 1)
+
+
+def _begun(images: Images, rows: Tensor) -> _Search:
+    chosen = images[rows]
+    start = as_model_input(chosen.pixels, rows.device)
+    return _Search(rows, chosen.labels.to(rows.device), start, start, torch.zeros_like(rows))
 
 
 @contextmanager
@@ -123,23 +158,10 @@ def _radius(taken: Tensor, eps_init: float, steps: int) -> Tensor:
     return eps_init * torch.exp2((taken // steps).float())
 
 
-def _away(scores: Tensor, labels: Tensor, going: Tensor) -> Tensor:
-    """The gradient by the scores of log sum exp of the others minus the true one, for the images still going."""
-    true = nn.functional.one_hot(labels, scores.shape[1])
-    others = scores.masked_fill(true.bool(), -torch.inf).softmax(1)
-    return (others - true) * going[:, None]
-
-
-def _stepped(start: Tensor, here: Tensor, gradient: Tensor, radius: Tensor, norm: Norm) -> Tensor:
-    """One step up the gradient, back into the ball around `start`, and into [0, 1]."""
-    radius = radius[:, None, None, None]
-    if norm == "linf":
-        change = (here + STRIDE * radius * gradient.sign() - start).clamp(-radius, radius)
-    else:
-        direction = gradient / (_length(gradient, norm)[:, None, None, None] + DIVISION)
-        change = here + STRIDE * radius * direction - start
-        change = change * (radius / _length(change, norm)[:, None, None, None]).clamp(max=1)
-    return (start + change).clamp(0, 1)
+def _away(scores: Tensor, labels: Tensor) -> Tensor:
+    """The gradient, by the scores, of log sum exp of the others minus the true one."""
+    true = nn.functional.one_hot(labels, scores.shape[1]).bool()
+    return scores.masked_fill(true, -torch.inf).softmax(1).masked_fill_(true, -1)
 
 
 def _length(images: Tensor, norm: Norm) -> Tensor:

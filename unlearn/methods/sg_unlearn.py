@@ -1,0 +1,273 @@
+"""SG-Unlearn: fine-tune on what stays, against an auditor that answers every move with its best attack.
+
+Di, Yu, Vorobeychik & Liu, "Adversarial Machine Unlearning" (ICLR 2025, arXiv:2406.07687); code marsplus/SG-Unlearn. A
+Stackelberg game: the model descends on the retained images' cross-entropy and on `alpha` times the utility of an
+auditor that tells forget images from unseen ones by the model's outputs; the utility is differentiated through the
+auditor's optimum (`games/follower.py`). Unseen images are the validation part, of the classes that are forgotten.
+
+The game may not be what does the work: the same epochs fine-tune the model and refresh its norm statistics. Hence the
+controls, each a value of `game`: only the `direct` or the `implicit` path of the gradient; an auditor that is a
+`constant`, so that its step is momentum and decay alone; a `random_direction` as long as the game's gradient; the
+auditor's forward `passes` without any step; and `none`, which is fine-tuning. `sweep=sg_controls` runs them all.
+
+Deviations from the released code, by the number of the quirk that `compat: released` brings back:
+- Q1: it sets train mode once, and its evaluation after epoch 1 leaves eval mode, so that later epochs fine-tune with
+  frozen norm statistics that only the auditor's passes refresh. Here every epoch trains in train mode.
+- Q3: its auditor's step shares the momentum of the fine-tuning (`optimiser: shared`); here it has its own by default.
+- Q4: `alpha: 0` also drops the auditor's forward passes (`game: none`); here it is `game: passes`.
+- Q5: its folds are stratified by class alone, so that a fold may hold one membership only; here by membership too.
+Q2 (a cosine schedule without effect), Q6 (no augmentation, `augmented: false`) and Q7 (a max-pool in the stem) are
+settings. The released class-wise script has no game at all: every auditor there sees a single membership.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedShuffleSplit
+from torch import Tensor, nn
+
+from unlearn.batches import Batch, Batches, shuffled
+from unlearn.data.images import Images
+from unlearn.games.follower import Auditor, Solver, Utility, best_response_utility
+from unlearn.games.neural_auditor import Network
+from unlearn.loop import cross_entropy, descend, fit, freeze_norm_statistics, train_mode
+from unlearn.request import Request
+from unlearn.settings import Count, NotNegative, Positive, Probability, SettingError, Share
+from unlearn.streams import Streams
+
+NEEDS = frozenset({"retain", "forget", "validation"})
+
+Pair = tuple[Batch, Batch]
+"""Forget images and as many unseen ones."""
+
+
+def sg_unlearn(
+    model: nn.Module,
+    request: Request,
+    streams: Streams,
+    *,
+    epochs: Count,
+    batch_size: Count,
+    lr: NotNegative,
+    momentum: Probability,
+    weight_decay: NotNegative,
+    augmented: bool,
+    alpha: NotNegative,
+    game: Literal["full", "direct", "implicit", "constant", "random_direction", "passes", "none"],
+    attack_step: NotNegative,
+    attack_batch: Count,
+    attack_every: Literal["epoch", "pair"],
+    optimiser: Literal["own", "shared"],
+    features: Literal["logits_and_loss", "loss"],
+    per_class: bool,
+    folds: Count,
+    fold_share: Share,
+    auditor: Auditor,
+    regularisation: NotNegative,
+    utility: Utility,
+    solver: Solver,
+    network_width: Count,
+    network_steps: Count,
+    network_lr: Positive,
+    network_gradient: Literal["implicit", "unrolled"],
+    network_newton_steps: Count,
+    network_cg_steps: Count,
+    network_unrolled_steps: Count,
+    compat: Literal["released"] | None,
+) -> nn.Module:
+    """Descend on cross-entropy over the retained images, and once an epoch, or for each pair, on the auditor's utility.
+
+    A pair is `attack_batch` forget images and as many unseen ones; `attack_step` is the learning rate of its step as a
+    multiple of `lr`; `folds` auditors, for each class if `per_class`, are fitted on all but a `fold_share` of its rows
+    and judged on that. Raises `SettingError` for a regularisation that the auditor cannot have.
+    """
+    released = compat == "released"
+    check_regularisation(auditor, regularisation)
+    classes = request.forget.labels.unique()
+    unseen = request.validation[torch.isin(request.validation.labels, classes).nonzero().flatten()]
+    if len(unseen) == 0:
+        raise SettingError("dataset.validation", "0 images", "of the classes to forget: the auditor needs unseen ones")
+    smaller = min(len(request.forget), len(unseen))
+    retain = shuffled(request.retain, batch_size, streams, augmented=augmented)
+    if alpha == 0:
+        game = "none" if released or game == "none" else "passes"
+    audits = pairs(request, unseen, streams, attack_batch, augmented)
+    if game == "none":
+        audits = Batches(0, lambda epoch: iter(()))
+    network = Network(
+        width=network_width,
+        steps=network_steps,
+        learning_rate=network_lr,
+        gradient=network_gradient,
+        newton_steps=network_newton_steps,
+        cg_steps=network_cg_steps,
+        unrolled_steps=network_unrolled_steps,
+        generator=streams("auditor"),
+    )
+    answers = partial(
+        best_response_utility,
+        auditor=auditor,
+        regularisation=regularisation,
+        utility=utility,
+        direct=game in ("full", "direct", "random_direction"),
+        implicit=game in ("full", "implicit", "random_direction"),
+        solver=solver,
+        network=network if auditor == "neural" else None,
+    )
+    epoch_number = [0]
+
+    def rounds(epoch: int) -> Iterator[Any]:
+        epoch_number[0] = epoch
+        yield from retain(epoch)
+        each = list(audits(epoch)) if attack_every == "epoch" else [(pair,) for pair in audits(epoch)]
+        yield from [tuple(each)] if attack_every == "epoch" and each else each
+
+    def losses(model: nn.Module, batch: Any) -> Any:
+        # Q1: from the second epoch on the released loop fine-tunes in eval mode, and scores in train mode.
+        if released:
+            train_mode(model)
+        if isinstance(batch, Batch):
+            if released and epoch_number[0]:
+                freeze_norm_statistics(model)
+            return cross_entropy(model, batch)
+        return scored(model, batch)
+
+    def scored(model: nn.Module, batch: tuple[Pair, ...]) -> Iterator[tuple[Tensor, dict[str, float]]]:
+        """One pair's loss at a time, so that only one graph is held."""
+        for number, (forget, other) in enumerate(batch):
+            rows = torch.cat([outputs(model, part, features) for part in (forget, other)])
+            labels = torch.cat([forget.labels, other.labels])
+            member = torch.cat([torch.ones(len(forget.labels)), -torch.ones(len(other.labels))]).to(rows)
+            seed = streams.seed("folds", epoch_number[0], number) % 2**32
+            chosen = problems(labels, member, per_class, folds, fold_share, seed, by_membership=not released)
+            reached, counts = judged(rows, member, chosen, answers, mean=utility != "hinge")
+            yield alpha * reached * (len(forget.labels) / smaller), {"utility": reached.item(), **counts}
+
+    def backward(loss: Any, parameters: list[nn.Parameter]) -> tuple[Tensor, Mapping[str, float]]:
+        if isinstance(loss, Tensor):
+            return descend(loss, parameters)
+        total, numbers = torch.zeros(()), defaultdict[str, float](float)
+        for value, counts in loss:
+            if value.requires_grad and game != "passes":
+                value.backward()
+            total = total + value.detach().cpu()
+            for name, number in counts.items():
+                numbers[name] += number
+        if game != "passes":
+            fill(parameters, game == "random_direction", streams("direction", epoch_number[0]))
+        return total, dict(numbers)
+
+    audit_steps = audits.steps if attack_every == "pair" else min(1, audits.steps)
+
+    def schedule(step: int, per_epoch: int, epochs: int) -> float:
+        return attack_step if step % per_epoch >= retain.steps else 1.0
+
+    return fit(
+        model,
+        Batches(retain.steps + audit_steps, rounds),
+        losses,
+        streams,
+        epochs=epochs,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        backward=backward,
+        second=None if released or optimiser == "shared" else (lambda batch: not isinstance(batch, Batch)),
+    )
+
+
+def pairs(request: Request, unseen: Images, streams: Streams, size: int, augmented: bool) -> Batches:
+    """Forget batches beside unseen ones of the same size, each set shuffled, until the smaller is through."""
+    size = min(size, len(request.forget), len(unseen))
+    forget = shuffled(request.forget, size, streams.child("forget"), augmented=augmented)
+    # Unseen images are augmented as forgotten ones are, or the augmentation would tell them apart.
+    other = shuffled(
+        replace(unseen, augment=request.forget.augment), size, streams.child("unseen"), augmented=augmented
+    )
+
+    def epoch(number: int) -> Iterator[Pair]:
+        for first, second in zip(forget(number), other(number), strict=False):
+            count = min(len(first.labels), len(second.labels))
+            yield Batch(first.images[:count], first.labels[:count]), Batch(second.images[:count], second.labels[:count])
+
+    return Batches(min(forget.steps, other.steps), epoch)
+
+
+def outputs(model: nn.Module, batch: Batch, features: str) -> Tensor:
+    """What the auditor sees of each image, B x d: its cross-entropy, behind the raw logits or alone."""
+    logits = model(batch.images).float()
+    loss = nn.functional.cross_entropy(logits, batch.labels, reduction="none")[:, None]
+    return loss if features == "loss" else torch.cat([logits, loss], dim=1)
+
+
+def problems(
+    labels: Tensor, member: Tensor, per_class: bool, folds: int, share: float, seed: int, *, by_membership: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """(training rows, validation rows) of every auditor: each fold, and in it each class or all rows together.
+
+    Folds are stratified by class, and by membership too if asked; rows of a stratum of one are left out.
+    """
+    strata = labels.cpu() * 2 + (member.cpu() > 0) if by_membership else labels.cpu()
+    _, which, sizes = strata.unique(return_inverse=True, return_counts=True)
+    rows = (sizes[which] >= 2).nonzero().flatten()
+    groups = [labels.cpu() == label for label in labels.unique().cpu()] if per_class else [torch.ones(len(labels)) > 0]
+    strata_count = int((sizes >= 2).sum())
+    test = max(strata_count, round(share * len(rows)))
+    if len(rows) - test < strata_count or not strata_count:
+        return []
+    split = StratifiedShuffleSplit(n_splits=folds, test_size=test, random_state=seed)
+    found = []
+    for kept, held in split.split(np.zeros(len(rows)), strata[rows].numpy()):
+        for group in groups:
+            train, validation = (
+                part[group[part]] for part in (rows[torch.as_tensor(kept)], rows[torch.as_tensor(held)])
+            )
+            if len(train) and len(validation):
+                found.append((train, validation))
+    return found
+
+
+def judged(
+    rows: Tensor, member: Tensor, chosen: list[tuple[Tensor, Tensor]], answers: Any, *, mean: bool
+) -> tuple[Tensor, dict[str, float]]:
+    """The pair's utility: hinge sums over all problems by the number of rows, other utilities' mean; and the counts."""
+    if not chosen:
+        return rows.sum() * 0, {"no_problem": 1.0}
+    longest = max(len(train) + len(validation) for train, validation in chosen)
+    index = torch.zeros(len(chosen), longest, dtype=torch.int64)
+    train_mask, held_mask = torch.zeros(2, len(chosen), longest, dtype=torch.bool)
+    for number, (train, validation) in enumerate(chosen):
+        both = torch.cat([train, validation])
+        index[number, : len(both)] = both
+        train_mask[number, : len(train)] = True
+        held_mask[number, len(train) : len(both)] = True
+    index = index.to(rows.device)
+    reached, info = answers(rows[index], member[index], train_mask.to(rows.device), held_mask.to(rows.device))
+    scale = 1 / len(chosen) if mean else 1 / len(rows)
+    return reached.sum() * scale, {name: float(count) for name, count in info.outcomes.items()}
+
+
+def fill(parameters: list[nn.Parameter], at_random: bool, generator: torch.Generator) -> None:
+    """Give every parameter a gradient, zero where the game has none; or a random one, as long altogether."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if at_random:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        drawn = [torch.randn(gradient.shape, generator=generator).to(gradient) for gradient in gradients]
+        scale = length / torch.stack([direction.norm() for direction in drawn]).norm()
+        for gradient, direction in zip(gradients, drawn, strict=True):
+            gradient.copy_(direction * scale)
+
+
+def check_regularisation(auditor: str, regularisation: float) -> None:
+    """Only the L1 hinge has an optimum without a penalty."""
+    if regularisation == 0 and auditor != "hinge_l1":
+        raise SettingError("method.regularisation", regularisation, f"must be above 0 for auditor {auditor}")
