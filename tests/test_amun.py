@@ -324,7 +324,7 @@ def test_confidence_falls_on_what_goes_more_than_on_what_stays(retain: bool, lea
     )
     assert forget[1] < forget[0] - 0.03
     assert kept[1] - kept[0] > forget[1] - forget[0]
-    assert kept[1] > kept[0] - (0.03 if retain else 0.08)
+    assert kept[1] > kept[0] - (0.03 if retain else 0.1)
     assert test[1] > test[0] - 0.06
     with torch.no_grad():  # the neighbours are learned
         losses = [nn.functional.cross_entropy(its(learned.found.images), learned.found.labels) for its in models]

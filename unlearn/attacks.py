@@ -61,7 +61,7 @@ class Adversarial:
 
 
 def doublings(shape: tuple[int, ...], norm: Norm, eps_init: float) -> int:
-    """After so many the ball around any image of this shape (C, H, W) holds all others, and the search ends."""
+    """After so many, the ball around any image of this shape holds all others, and the search ends."""
     diameter = math.sqrt(math.prod(shape)) if norm == "l2" else 1.0
     return max(0, math.ceil(math.log2(diameter / eps_init)))
 
@@ -75,71 +75,72 @@ def nearest(
     holds all images (`doublings`). At most `batch_size` images are in the model at a time, each only until it is done.
     Nothing is drawn, the model comes back as it was, and the session counts one gradient an image and step.
     """
-    device, count = device_of(model), len(images)
     limit = steps * (1 + doublings(images.pixels.shape[1:], norm, eps_init))
-    found, waiting = as_model_input(images.pixels, device), torch.arange(count, device=device)
-    predicted, taken = torch.empty_like(waiting), torch.empty_like(waiting)
+    waiting = torch.arange(len(images), device=device_of(model))
 
     with evaluating(model), torch.enable_grad():
         search, waiting = _begun(images, waiting[:batch_size]), waiting[batch_size:]
+        done = [search.only(search.rows < 0)]  # nothing yet, in the right shapes
         while len(search.rows):
-            scores = model(search.here.requires_grad_())
-            answers = scores.detach().argmax(1)
-            (slope,) = torch.autograd.grad(scores, search.here, _away(scores.detach(), search.labels))
-            going = (answers == search.labels) & (search.taken < limit)
+            search, slope = search.answered(model)
+            going = (search.answers == search.labels) & (search.taken < limit)
             if not going.all():
-                done = search.only(~going)
-                found[done.rows], predicted[done.rows], taken[done.rows] = (
-                    done.here.detach(),
-                    answers[~going],
-                    done.taken,
-                )
+                done.append(search.only(~going))
                 search, slope = search.only(going), slope[going]
             search = search.stepped(slope, eps_init, steps, norm)
-            if len(waiting) and len(search.rows) < batch_size:
-                room = batch_size - len(search.rows)
-                search, waiting = search.joined(_begun(images, waiting[:room])), waiting[room:]
+            room = batch_size - len(search.rows)
+            if room and len(waiting):
+                search, waiting = _joined([search, _begun(images, waiting[:room])]), waiting[room:]
 
-    current().sample_gradients += int(taken.sum())
-    norms = _length(found - as_model_input(images.pixels, device), norm)
-    eps = _radius((taken - 1).clamp(min=0), eps_init, steps)
-    wrong = predicted != images.labels.to(device)
-    return Adversarial(*(part.to(images.pixels.device) for part in (found, predicted, norms, eps, taken, wrong)))
+    ended = _joined(done)
+    ended = ended.only(ended.rows.argsort())
+    current().sample_gradients += int(ended.taken.sum())
+    norms = _length(ended.here - ended.start, norm)
+    eps = _radius((ended.taken - 1).clamp(min=0), eps_init, steps)
+    results = (ended.here, ended.answers, norms, eps, ended.taken, ended.answers != ended.labels)
+    return Adversarial(*(result.to(images.pixels.device) for result in results))
 
 
 class _Search(NamedTuple):
-    """The images in the model: which, their classes, where they were and are, and how many steps they have taken."""
+    """Images at some place of their search: which, their classes, where they were and are, steps and last answers."""
 
     rows: Tensor
     labels: Tensor
     start: Tensor
     here: Tensor
     taken: Tensor
+    answers: Tensor
 
     def only(self, chosen: Tensor) -> "_Search":
         return _Search(*(part[chosen] for part in self))
 
-    def joined(self, other: "_Search") -> "_Search":
-        return _Search(*(torch.cat(parts) for parts in zip(self, other, strict=True)))
+    def answered(self, model: nn.Module) -> tuple["_Search", Tensor]:
+        """What the model takes the images for now, and the way up."""
+        here = self.here.detach().requires_grad_()
+        scores = model(here)
+        (slope,) = torch.autograd.grad(scores, here, _away(scores.detach(), self.labels))
+        return self._replace(answers=scores.detach().argmax(1)), slope
 
     def stepped(self, slope: Tensor, eps_init: float, steps: int, norm: Norm) -> "_Search":
         """One step up the slope, back into the ball around the start, and into [0, 1]."""
         radius = _radius(self.taken, eps_init, steps)[:, None, None, None]
-        here = self.here.detach()
         if norm == "linf":
-            change = (here + STRIDE * radius * slope.sign() - self.start).clamp(-radius, radius)
+            change = (self.here + STRIDE * radius * slope.sign() - self.start).clamp(-radius, radius)
         else:
-            change = (
-                here + STRIDE * radius * slope / (_length(slope, norm)[:, None, None, None] + DIVISION) - self.start
-            )
+            direction = slope / (_length(slope, norm)[:, None, None, None] + DIVISION)
+            change = self.here + STRIDE * radius * direction - self.start
             change = change * (radius / _length(change, norm)[:, None, None, None]).clamp(max=1)
         return self._replace(here=(self.start + change).clamp(0, 1), taken=self.taken + 1)
 
 
 def _begun(images: Images, rows: Tensor) -> _Search:
     chosen = images[rows]
-    start = as_model_input(chosen.pixels, rows.device)
-    return _Search(rows, chosen.labels.to(rows.device), start, start, torch.zeros_like(rows))
+    start, labels = as_model_input(chosen.pixels, rows.device), chosen.labels.to(rows.device)
+    return _Search(rows, labels, start, start, torch.zeros_like(rows), labels)
+
+
+def _joined(parts: list[_Search]) -> _Search:
+    return _Search(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @contextmanager
