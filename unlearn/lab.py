@@ -54,7 +54,7 @@ class Lab:
             for metric in companion(auditor, "METRICS")
         }
         check_metrics(self)
-        self.store = Store(Path(settings["store"]))
+        self.store = Store(Path(settings["store"]).expanduser())
         self.data: Data = build(settings["dataset"], "dataset")()
         self.streams = Streams("lab", self.seed, self.split)
         self.requests = self._requests(check(Count, "requests", settings["requests"]))
