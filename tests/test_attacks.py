@@ -110,7 +110,7 @@ def test_what_was_wrong_to_begin_with_is_its_own(
 
 def test_nothing_but_the_count_of_gradients_is_changed(model: nn.Sequential, images: Images) -> None:
     model = deepcopy(model)
-    model[1][0].train()  # modes that differ from module to module
+    model.get_submodule("1.0").train()  # modes that differ from module to module
     next(model[1].parameters()).requires_grad_(False)
     state, flags, modes = state_of(model), flags_of(model), [module.training for module in model.modules()]
     torch.manual_seed(7)
@@ -126,7 +126,7 @@ def test_nothing_but_the_count_of_gradients_is_changed(model: nn.Sequential, ima
 
 def test_modes_come_back_when_the_block_fails(model: nn.Sequential) -> None:
     model = deepcopy(model)
-    model[1][1].train()
+    model.get_submodule("1.1").train()
 
     def fails() -> None:
         with evaluating(model):
@@ -135,7 +135,7 @@ def test_modes_come_back_when_the_block_fails(model: nn.Sequential) -> None:
 
     with pytest.raises(KeyError):
         fails()
-    assert [module for module in model.modules() if module.training] == [model[1][1]]
+    assert [module for module in model.modules() if module.training] == [model.get_submodule("1.1")]
 
 
 def test_no_images_give_no_images(model: nn.Sequential, images: Images) -> None:
@@ -237,7 +237,7 @@ def test_images_that_float32_is_certain_of_are_found_all_the_same(
 ) -> None:
     model = deepcopy(model)
     with torch.no_grad():
-        for parameter in model[1][-1].parameters():
+        for parameter in list(model.modules())[-1].parameters():
             parameter.mul_(300)
     right = found["l2"].steps > 0
     start, labels = as_model_input(images.pixels, CPU)[right], images.labels[right]

@@ -181,6 +181,4 @@ def _check(
     if regularisation < 0 or (regularisation == 0 and auditor != "hinge_l1"):
         raise ValueError(f"regularisation={regularisation}: must be > 0 for {auditor}, or >= 0 for hinge_l1")
     if (auditor == "neural") != (network is not None) or (auditor == "neural" and solver != "closed"):
-        raise ValueError(
-            f"auditor={auditor}, solver={solver}: the neural auditor alone needs a network, and solver=closed"
-        )
+        raise ValueError(f"auditor={auditor}, solver={solver}: neural alone needs a network, and solver=closed")

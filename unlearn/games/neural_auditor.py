@@ -127,7 +127,7 @@ def _newton(z: Tensor, y: Tensor, decay: float, phi: Tensor, network: Network) -
         with torch.enable_grad():
             slope, product = _slope(z, y, decay, phi)
         gradient = slope.detach()
-        moving = gradient.abs().amax(1) > 1e-3 * STATIONARY
+        moving = gradient.abs().amax(1) > 1e-6 * STATIONARY
         if step == network.newton_steps or not moving.any():
             break
         direction, _ = conjugate_gradients(product, -gradient, network.cg_steps)

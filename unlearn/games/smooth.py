@@ -22,6 +22,7 @@ def solve(x: Tensor, y: Tensor, ridge: Tensor, loss: Loss) -> Optimum:
     used = y != 0
     rows = torch.cat([x, -used[..., None].to(x.dtype)], 2)
     idle = ~used.any(1)
+    ridge = torch.where(idle, 1.0, ridge)
     inertia = torch.cat([ridge[:, None].expand(-1, x.shape[2]), idle[:, None].to(x.dtype)], 1)
     theta = torch.zeros_like(inertia)
     done = idle
