@@ -25,7 +25,7 @@ from unlearn.data.images import Images
 from unlearn.models.normalise import Normalise
 from unlearn.streams import Streams
 
-COUNT, BATCH = 10_000, 256
+COUNT, BATCH = 50_000, 256
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR = Path(__file__).resolve().parents[1] / "data" / "cifar10"
 

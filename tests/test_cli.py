@@ -70,7 +70,9 @@ class Commands:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")} | {
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))
+        } | {
             "OMP_NUM_THREADS": "1",
             "UNLEARN_DATA": str(folder / "data"),
             "WANDB_CACHE_DIR": str(folder / "wandb-cache"),

@@ -462,3 +462,9 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(words: list[str]
     assert "\n" not in str(raised.value)
     assert bench.counts() == dict.fromkeys(KINDS, 0)
     assert bench.trained == []
+
+
+def test_nesterov_without_momentum_is_refused_with_its_name(bench: Bench) -> None:
+    with pytest.raises(SettingError, match=r"^train\.nesterov=True: needs a train\.momentum above 0$"):
+        bench.lab("train.nesterov=true", "train.momentum=0").original()
+    assert bench.trained == []

@@ -106,7 +106,7 @@ def test_yaml_keys_are_the_keyword_only_parameters(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "parameters"),
     [
-        ("fastnet", 1_971_640),
+        ("fastnet", 1_088_888),
         ("resnet18", 11_173_962),  # Unlearn-Sparse, SalUn and AMUN train this one
         ("resnet20", 269_722),  # 0.27 M in Table 6 of the paper
         ("resnet50", 23_520_842),

@@ -9,7 +9,7 @@ from unlearn.batches import shuffled
 from unlearn.data.images import Images, as_model_input
 from unlearn.loop import device_of, fit
 from unlearn.schedules import named
-from unlearn.settings import Count, Index, NotNegative, Positive, Probability
+from unlearn.settings import Count, Index, NotNegative, Positive, Probability, SettingError
 from unlearn.streams import Streams
 
 PREPARED = 5000
@@ -42,6 +42,8 @@ def supervised(
 
     A net that has a `prepare` is first shown the normalised images that it will be trained on, `PREPARED` at most.
     """
+    if nesterov and not momentum:
+        raise SettingError("train.nesterov", nesterov, "needs a train.momentum above 0")
     normalise, net = list(model.children())
     prepare = getattr(net, "prepare", None)
     if prepare is not None:

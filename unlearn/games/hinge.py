@@ -27,7 +27,7 @@ from unlearn.games.linear import Optimum, times
 
 ITERATIONS = 80
 CAREFUL = 16  # the iteration from which steps are kept near the central path: slower, and needed by hardly any problem
-GAP = 1e-10  # relative duality gap at which the interior point stops
+GAP = 1e-13  # relative duality gap at which the interior point stops
 CERTIFIED = 1e-8  # relative duality gap that the exact solution must not exceed,
 ROUNDING = 1e-14  # and what rounding adds to it for each row
 SEPARATES = 0.5  # margin at which rows count as separated; where they can be, the program drives it to 1
@@ -157,27 +157,29 @@ def _advance(program: Program, point: Point, gap: Tensor, moving: Tensor, *, car
     hessian.diagonal(dim1=1, dim2=2).add_(program.inertia + mean + 1e-11)
     factor, alpha, load = _cholesky(hessian), force[:, :count], program.inertia * theta + program.linear
 
-    def newton(pull: Tensor) -> tuple[Point, Tensor]:
-        """The step that would change each room by `pull`, were forces fixed, and how far it stays inside, [P, 1]."""
+    def newton(pull: Tensor) -> tuple[Tensor, Tensor]:
+        """The changes of theta and of the forces that would change each room by `pull`, were forces fixed."""
         wanted = pull[:, :count] - pull[:, count:]
         right = times(program.rows.mT, pliancy * wanted + alpha) - load
         theta = torch.cholesky_solve(right[..., None], factor)[..., 0]
         change = pliancy * (wanted - times(program.columns.mT, theta))
-        opposed = torch.cat([change, -change], 1)
-        step = Point(theta, opposed, pull - ratio * opposed)
-        shrinking = torch.minimum((opposed / force).amin(1, True), (step.room / room).amin(1, True))
-        return step, -1 / shrinking.clamp(max=-1e-30)
+        return theta, torch.cat([change, -change], 1)
 
-    step, reach = newton(-room)
-    reach = reach.clamp(max=1)
-    # Without a bound on the second-order terms, the method can cycle
-    bend = step.force * step.room / mean
-    left = 1 - reach + reach.square() * bend.mean(1, True)
-    aim = left**3
+    # The predictor aims at products of zero: relative changes of force and room add up to -1
+    share = newton(-room)[1] / force
+    least, most = torch.aminmax(share, dim=1, keepdim=True)
+    reach = (-1 / torch.minimum(least, -1 - most)).clamp(max=1)
+    bend = -share * (1 + share) * (force * room / mean)
+    aim = (1 - reach + reach.square() * bend.mean(1, True)) ** 3
     if careful:
         lag = program.residual(theta, alpha).abs().amax(1) / gap
         aim = aim.clamp(min=lag.clamp(max=1)[:, None])
-    step, reach = newton((aim - bend.clamp(-10, 10)) * mean / force - room)
+    # Without a bound on the second-order terms, the method can cycle
+    pull = (aim - bend.clamp(-10, 10)) * mean / force - room
+    d_theta, d_force = newton(pull)
+    step = Point(d_theta, d_force, pull - ratio * d_force)
+    shrinking = torch.minimum((d_force / force).amin(1, True), (step.room / room).amin(1, True))
+    reach = -1 / shrinking.clamp(max=-1e-30)
     length = torch.where(moving[:, None], ((1 - mean.clamp(1e-6, 0.005)) * reach).clamp(max=1), 0.0)
     for _ in range(8 * careful):
         products = (force + length * step.force) * (room + length * step.room)
@@ -187,6 +189,8 @@ def _advance(program: Program, point: Point, gap: Tensor, moving: Tensor, *, car
 
 def _cholesky(matrix: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed.any():
+        return factor
     damping = 1e-14 * matrix.diagonal(dim1=1, dim2=2).amax(1)
     while failed.any() and damping.isfinite().all():
         damping = damping * 10

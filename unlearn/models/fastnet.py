@@ -1,4 +1,4 @@
-"""A small, fast convolutional net for 32 x 32 images: about 2 M parameters in three wide blocks of 3 x 3 layers.
+"""A small, fast convolutional net for 32 x 32 images: about 1 M parameters in three blocks of 3 x 3 layers.
 
 In the spirit of speed-run CIFAR training (Page, "How to train your ResNet", 2018; Jordan, arXiv:2404.00498): a fixed
 first layer that whitens 2 x 2 patches, early pooling, identity-like initialisation, a scaled linear head. Trained by
