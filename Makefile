@@ -28,10 +28,13 @@ types: .venv/dev ## check types
 tables: .venv/run ## rebuild the tables of the README and docs from results/rows
 	$(BIN)/python scripts/table.py --update README.md docs/*.md
 
+pages: .venv/run ## rebuild the pages of methods and auditors
+	$(BIN)/python scripts/pages.py
+
 bench: .venv/run ## measure speed against public alternatives
-	for file in benchmarks/*.py; do $(BIN)/python $$file; done
+	failed=0; for file in benchmarks/*.py; do $(BIN)/python $$file || failed=1; done; exit $$failed
 
 clean: ## remove what tools leave behind; never the store
 	rm -rf .mypy_cache .ruff_cache .pytest_cache build dist
 
-.PHONY: help run test lint types tables bench clean
+.PHONY: help run test lint types tables pages bench clean

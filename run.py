@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from unlearn import track
+from unlearn.checks import CHOSEN, refusal
 from unlearn.lab import Lab
 from unlearn.loop import DivergedError
 from unlearn.report.terminal import Progressing, show
@@ -49,7 +50,20 @@ def main(cfg: DictConfig) -> float | None:
     return document["metrics"]["unlearned"].get(cfg.objective)
 
 
+def not_null(word: str) -> str:
+    """A word of the command line, which must not be `group=null`: Hydra's traceback at that comes before `main`.
+
+    Of a group that is null by default it becomes Hydra's own way to say so, `~group`.
+    """
+    group, _, value = word.partition("=")
+    if group in CHOSEN and "null" in value.strip("[]").lower().split(","):
+        print(f"error: {refusal(group, value)}", file=sys.stderr)
+        sys.exit(2)
+    return f"~{group}" if group in ("experiment", "sweep", "cluster") and value.lower() == "null" else word
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = map(not_null, sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
     try:
         main()

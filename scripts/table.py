@@ -12,7 +12,8 @@ from pathlib import Path
 from unlearn.report.table import COLUMNS, markdown, read
 from unlearn.settings import SettingError
 
-BLOCK = re.compile(r"(<!-- table (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+# A block that lacks its end must not reach to the end of the next
+BLOCK = re.compile(r"(<!-- table ([^\n]*?) -->\n)(?:(?!<!-- table ).)*?(<!-- end -->)", re.DOTALL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +32,11 @@ def table(words: list[str]) -> str:
 
 
 def updated(text: str) -> str:
-    """A Markdown text with all its table blocks made anew."""
+    """A Markdown text with all its table blocks made anew. Raises `SettingError` for one that does not end."""
+    if text.count("<!-- table ") != len(BLOCK.findall(text)):
+        raise SettingError(
+            "--update", "a table block", "must be a line <!-- table ARGUMENTS -->, and end at <!-- end -->"
+        )
     return BLOCK.sub(lambda block: f"{block[1]}{table(shlex.split(block[2]))}\n{block[3]}", text)
 
 

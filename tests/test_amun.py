@@ -1,5 +1,6 @@
 """AMUN: the training set is put together as each option says, and what is learned from it."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws import yaml_of
+from laws import state_of, yaml_of
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from unlearn.batches import Batch, Batches, shuffled
 from unlearn.data.images import Images, as_model_input
 from unlearn.lab import Lab
 from unlearn.loop import cross_entropy
+from unlearn.masks import salient
 from unlearn.methods import amun as module
 from unlearn.methods.amun import aside, mixed, third_label
 from unlearn.request import Request
@@ -45,9 +47,15 @@ class Problem:
 def problem(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
     lab = Lab(composing(tmp_path_factory.mktemp("amun"), ["train.epochs=10"]).settings)
     train = lab.data.train
-    request = replace(lab.request(0), forget=train[torch.arange(60)], retain=train[torch.arange(60, 317)])
+    forget = train[torch.arange(60)]
     model = lab.load(lab.original())
-    return Problem(lab, request, nearest(model, request.forget, norm="l2", eps_init=0.04, steps=50))
+    request = replace(
+        lab.request(0),
+        forget=forget,
+        retain=train[torch.arange(60, 317)],
+        neighbours=lambda of, searched, norm, eps, steps: nearest(model, forget, norm=norm, eps_init=eps, steps=steps),
+    )
+    return Problem(lab, request, request.neighbours("original", "forget", "l2", 0.04, 50))
 
 
 def unlearn(problem: Problem, request: Request | None = None, seed: int = 0, **changes: Any) -> nn.Module:
@@ -69,8 +77,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "fit", fit)
-            patch.setattr(module, "nearest", lambda *_, **__: found or problem.found)
-            unlearn(problem, **changes)
+            searched = replace(problem.request, neighbours=lambda *_: found or problem.found)
+            unlearn(problem, searched, **changes)
         return given
 
     return handed
@@ -297,7 +305,7 @@ def test_images_without_a_neighbour_stay_out_and_are_told(
         if control == "none":
             assert seen == visits(problem.found.images[~stuck], problem.found.labels[~stuck])
             assert its.history[0]["adversarial_failures"] == 2
-    with pytest.raises(ValueError, match="none of the 60 forgotten images"):
+    with pytest.raises(SettingError, match="no adversarial neighbour of any of the 60 forgotten images"):
         handed(problem, replace(problem.found, found=torch.zeros(60, dtype=torch.bool)))
 
 
@@ -331,15 +339,13 @@ def test_confidence_falls_on_what_goes_more_than_on_what_stays(retain: bool, lea
     assert losses[1] < losses[0]
 
 
-def test_alone_the_neighbours_do_less_harm_than_any_other_wrong_labels(
-    learned: Problem, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alone_the_neighbours_do_less_harm_than_any_other_wrong_labels(learned: Problem) -> None:
     # Fig. 1 of the paper, the panel without D_R and D_F
-    monkeypatch.setattr(module, "nearest", lambda *_, **__: learned.found)
+    request = replace(learned.request, neighbours=lambda *_: learned.found)
     settings: dict[str, Any] = {"retain": False, "forget": False, "epochs": 3, "lr_step": 10, "batch_size": 128}
 
     def accuracy(control: str) -> float:
-        return signals(unlearn(learned, control=control, **settings), learned.lab.data.test).accuracy
+        return signals(unlearn(learned, request, control=control, **settings), learned.lab.data.test).accuracy
 
     ours, copy = accuracy("none"), accuracy("second_copy")
     wrong = ("random_direction", "random_label", "adversarial_random_label", "clean_adversarial_label")
@@ -354,3 +360,120 @@ def test_it_runs_in_the_lab_with_everything_switched(lab: Callable[..., Lab]) ->
     kept = here.unlearned()
     assert kept.json("cost.json")["sample_gradients"] > 0
     assert kept.json("history.json")[0]["adversarial"] > 0
+
+
+# The searches that the lab keeps
+
+
+FAST = ["method=amun", "method.epochs=1", "train.epochs=2", "method.steps=10"]
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each search went over, in the order of the searches."""
+    counts: list[int] = []
+
+    def counting(model: nn.Module, images: Images, **settings: Any) -> Adversarial:
+        counts.append(len(images))
+        return nearest(model, images, **settings)
+
+    monkeypatch.setattr("unlearn.lab.nearest", counting)
+    return counts
+
+
+def test_search_is_made_once_for_all_settings_that_share_a_forget_set(
+    lab: Callable[..., Lab], searches: list[int]
+) -> None:
+    first, second = (lab(*FAST, f"method.lr={lr}", f"method.retain={lr == 0.1}") for lr in (0.1, 0.01))
+    costs = [its.unlearned().json("cost.json") for its in (first, second)]
+    assert searches == [130]
+    assert first.unlearned().key != second.unlearned().key
+    # Whoever finds it done is charged for it too
+    (kept,) = (first.store.root / "adversarial").glob("*/cost.json")
+    search = json.loads(kept.read_text())
+    assert search["sample_gradients"] > 130
+    with np.load(kept.with_name("adversarial.npz")) as arrays:
+        found = int(arrays["found"].sum())
+    for cost, trained in zip(costs, (len(first.data.train) + found, 130 + found), strict=True):
+        assert cost["sample_gradients"] == search["sample_gradients"] + trained
+        assert cost["seconds"] > search["seconds"] > 0
+    lab(*FAST, "split=1").unlearned()
+    lab(*FAST, "seed=1").unlearned()
+    assert searches == [130, 130, 130]
+
+
+def test_search_around_the_whole_training_set_serves_every_split(lab: Callable[..., Lab], searches: list[int]) -> None:
+    for split in range(2):
+        here = lab(*FAST, "method.searched=train", f"split={split}")
+        here.unlearned()
+        assert searches == [len(here.data.train)]
+        found = here.request(0).neighbours("original", "train", "l2", 0.04, 10)
+        alone = nearest(here.load(here.original()), here.data.train[here.forget], norm="l2", eps_init=0.04, steps=10)
+        assert torch.equal(found.labels, alone.labels)
+        assert torch.equal(found.eps, alone.eps)
+        assert torch.allclose(found.images, alone.images, atol=1e-5)
+    (kept,) = (here.store.root / "adversarial").glob("*/adversarial.npz")
+    with np.load(kept) as arrays:  # what pictures are made of
+        assert {"labels", "norms", "eps", "steps", "found"} <= set(arrays.files)
+        assert arrays["norms"].shape == (len(here.data.train),)
+
+
+def test_interrupted_search_goes_on_where_it_was(
+    lab: Callable[..., Lab], searches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unlearn.lab.SEARCHED_AT_A_TIME", 50)
+    here = lab(*FAST)
+    model = here.original()
+    with monkeypatch.context() as patch:
+        patch.setattr("unlearn.lab.nearest", lambda *_, **__: raised(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            here.unlearned()
+    counting, calls = nearest, iter([None, KeyboardInterrupt()])
+
+    def interrupted(*arguments: Any, **settings: Any) -> Adversarial:
+        error = next(calls)
+        return raised(error) if error else counting(*arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unlearn.lab.nearest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            here.unlearned()
+    found = here.adversarial(model, here.forget, "l2", 0.04, 10)
+    assert searches == [50, 30]  # the first fifty were done
+    whole = nearest(here.load(model), here.data.train[here.forget], norm="l2", eps_init=0.04, steps=10)
+    assert torch.equal(found.labels, whole.labels)
+    assert torch.allclose(found.images, whole.images, atol=1e-5)
+    assert int(found.steps.sum()) == int(whole.steps.sum())
+
+
+def raised(error: BaseException) -> Any:
+    raise error
+
+
+def test_later_requests_use_the_original_or_the_model_as_it_is(lab: Callable[..., Lab], searches: list[int]) -> None:
+    models = {}
+    for of in ("original", "current"):
+        here = lab(*FAST, "requests=2", f"method.neighbours_of={of}", "method.lr=0.1")
+        models[of] = [state_of(here.load(here.unlearned(request=number))) for number in range(2)]
+    assert models["original"][0] == models["current"][0]  # nothing was forgotten yet
+    assert models["original"][1] != models["current"][1]
+    assert searches == [65, 65, 65]  # the second request's once on each model
+    found = here.request(1).neighbours("current", "forget", "l2", 0.04, 10)
+    scores = logits_of(here.load(here.unlearned(request=0)), found.images)
+    assert torch.equal(scores.argmax(1), found.labels)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    scores: Tensor = model(images)
+    return scores
+
+
+def test_mask_lets_only_salient_entries_move(problem: Problem) -> None:
+    before = problem.original()
+    chosen = salient(before, problem.request.forget, 0.3)
+    after = dict(unlearn(problem, mask_share=0.3).named_parameters())
+    for name, parameter in before.named_parameters():
+        assert torch.equal(parameter[~chosen[name]], after[name][~chosen[name]]), name
+    moved = sum(int((parameter != after[name]).sum()) for name, parameter in before.named_parameters())
+    assert moved > 0.9 * sum(int(part.sum()) for part in chosen.values())

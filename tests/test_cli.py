@@ -332,7 +332,12 @@ def refused(command: Commands, *words: str) -> str:
     """Run what must fail: nothing is trained, nothing but one line is said. Returns the line."""
     store = command.folder / f"refused{command.count}"
     given = () if any(word.startswith("store=") for word in words) else (f"store={store}",)
-    finished = command(*TINY, "wandb.mode=disabled", *given, *words)
+    tiny = [
+        word
+        for word in (*TINY, "wandb.mode=disabled")
+        if not any(word.startswith(its.split("=")[0] + sign) for its in words for sign in "=.")
+    ]
+    finished = command(*tiny, *given, *words)
     assert finished.status != 0
     assert finished.out == ""
     assert "Traceback" not in finished.err
@@ -363,6 +368,19 @@ REFUSALS = {
     "no such mirror": (["wandb.mode=nope"], "wandb.mode=nope", "'offline', 'online' or 'disabled'"),
     "neither true nor false": (["deterministic=maybe"], "deterministic=maybe", "boolean"),
     "no auditor": (["auditor=[]"], "objective=average_gap", "not measured"),
+    "no data": (["dataset=null"], "dataset=null", "must be one of the choices in conf/dataset"),
+    "no model": (["model=null"], "model=null", "must be one of the choices in conf/model"),
+    "no training": (["train=Null"], "train=Null", "must be one of the choices in conf/train"),
+    "no scenario": (["scenario=null"], "scenario=null", "must be one of the choices in conf/scenario"),
+    "no method": (["method=null"], "method=null", "must be one of the choices in conf/method"),
+    "no method among several": (["-m", "method=none,null"], "method=none,null", "must be one of the choices"),
+    "empty list of methods": (["method=[]"], "method=None", "must be one of the choices in conf/method"),
+    "null auditor": (["auditor=null"], "auditor=null", "must be one of the choices in conf/auditor"),
+    "null among auditors": (["auditor=[accuracy,null]"], "auditor=[accuracy,null]", "must be one of the choices"),
+    "null mirror": (["wandb=null"], "wandb=None", "set wandb.mode=disabled"),
+    "word for a mirror": (["wandb=offline"], "wandb=offline", "set wandb.mode=disabled"),
+    "null device": (["device=null"], "device=None", "must be a valid string"),
+    "null store": (["store=null"], "store=None", "must be a valid string"),
     "no requests": (["requests=0"], "requests=0", "greater than 0"),
     "more requests than images": (["scenario.fraction=0.01", "requests=14"], "requests=14", "at most the 13 images"),
     "setting of a method": (["method.lr=-1"], "method.lr=-1", "greater than or equal to 0"),
@@ -375,7 +393,8 @@ REFUSALS = {
     "gap of an interval's end": (["auditor.gap.metrics=[test_accuracy_low]"], "test_accuracy_low", "not measured"),
     "gap over nothing": (["auditor.gap.metrics=[]"], "auditor.gap.metrics=[]", "at least"),
     "validation part needed": (
-        ["method=gradient_ascent", "dataset.validation=0"], "method=gradient_ascent", "needs validation images",
+        ["method=gradient_ascent", "method.until_validation=true", "dataset.validation=0"],
+        "method=gradient_ascent", "needs validation images",
     ),
 }  # fmt: skip
 
@@ -486,6 +505,13 @@ def test_unknown_choices_and_keys_keep_hydras_own_help(command: Commands) -> Non
     assert not (command.folder / "unused").exists()
 
 
+@pytest.mark.parametrize("group", ["experiment", "sweep", "cluster"])
+def test_groups_that_are_null_by_default_may_be_set_to_it(command: Commands, group: str) -> None:
+    finished, default = command("--cfg", "job", f"{group}=null"), command("--cfg", "job")
+    assert finished.status == 0, finished.err
+    assert finished.out == default.out
+
+
 def test_debug_shows_where_an_error_came_from(command: Commands) -> None:
     finished = command(*TINY, "store=unused", "scenario.fraction=0", "debug=true")
     assert finished.status != 0
@@ -566,6 +592,7 @@ def test_the_curves_of_all_models_are_in_the_mirror(mirrored: Mirrored, pair: Pa
         lines = [line for line in mirrored.history if f"{role}/loss" in line]
         assert [line[f"{role}/loss"] for line in lines] == losses
         assert [line[f"{role}/epoch"] for line in lines] == list(range(1, len(losses) + 1))
+        assert all(line[f"{role}/epoch_seconds"] > 0 and f"{role}/seconds" not in line for line in lines)
 
 
 def test_a_row_is_mirrored_once(pair: Pair) -> None:

@@ -235,6 +235,12 @@ def test_changed_arrays_are_read_anew_and_the_place_does_not_matter(tmp_path: Pa
     assert read("arrays", tmp_path, path=str(tmp_path / "two")).content != first.content
 
 
+def beyond_64_signed_bits() -> np.ndarray:
+    labels = small()["train_labels"].astype(np.uint64)
+    labels[7] = 2**63 + 5
+    return labels
+
+
 BAD: list[tuple[str, np.ndarray, str]] = [
     ("train_images", small()["train_images"].astype(np.float32), "train_images is float32"),
     ("train_images", small()["train_images"][0, 0], "train_images is uint8 (6, 3)"),
@@ -247,6 +253,17 @@ BAD: list[tuple[str, np.ndarray, str]] = [
     ("train_labels", small()["train_labels"] * 2, "no image of class 1"),
     ("train_labels", small()["train_labels"] * 10**12, "no image of class 1"),
     ("test_labels", small()["test_labels"] + 1, "no image of class 3"),
+    (
+        "train_labels",
+        beyond_64_signed_bits(),
+        "train_labels has the label 9223372036854775813, and train_labels no image",
+    ),
+    (
+        "test_labels",
+        beyond_64_signed_bits(),
+        "test_labels has the label 9223372036854775813, and train_labels no image",
+    ),
+    ("test_images", small()["test_images"].astype(np.uint64) + 2**63, "test_images is uint64 (30, 6, 6, 3)"),
     ("train_labels", np.array([{}] * 30), "train_labels.npy cannot be read"),
 ]
 

@@ -1,4 +1,4 @@
-"""Followers: gradients against differences and cvxpylayers, optima against other people's solvers, and odd problems."""
+"""Linear followers: optima against other people's solvers, odd problems, padding, utilities and what is refused."""
 
 from typing import Any, NamedTuple, get_args
 
@@ -87,20 +87,25 @@ def gradient(problem: Audit, auditor: Auditor, regularisation: float, **changes:
 
 
 def assert_gradient_is_the_slope(
-    problem: Audit, auditor: Auditor, regularisation: float, step: float = 1e-5, tolerance: float = 1e-6, **changes: Any
+    problem: Audit, auditor: Auditor, regularisation: float, step: float = 1e-6, copies: int = 1, **changes: Any
 ) -> None:
-    """Central differences along random directions of all features, all in one batch; padding does not move."""
+    """Central differences along random directions of all features, all in one batch; padding does not move.
+
+    The rows of the `copies` blocks that a problem consists of move together. Larger steps than 1e-6 meet kinks.
+    """
     _, moved, _ = gradient(problem, auditor, regularisation, **changes)
     draw = torch.Generator().manual_seed(1)
-    ways = torch.randn(5, *problem.features.shape, generator=draw, dtype=torch.float64)
+    count, rows, features = problem.features.shape
+    ways = torch.randn(5, count, rows // copies, features, generator=draw, dtype=torch.float64).repeat(1, 1, copies, 1)
     ways = ways * (problem.train | problem.validation)[..., None]
     sides = torch.cat([problem.features + step * ways, problem.features - step * ways]).flatten(0, 1)
     others = (part.repeat(10, 1) for part in tuple(problem)[1:])
     utility, _ = respond(Audit(sides, *others), auditor, regularisation, **changes)
     ahead, behind = utility.reshape(2, 5, -1)
     slopes = (ahead - behind) / (2 * step)
-    error = (slopes - (moved.nan_to_num() * ways).sum((2, 3))).abs().amax(0) / slopes.abs().amax(0)
-    assert error.max() <= tolerance
+    errors = (slopes - (moved.nan_to_num() * ways).sum((2, 3))).abs().amax(0)
+    rounding = 1e-15 / step
+    assert (errors <= 1e-6 * slopes.abs().amax(0) + rounding).all(), (errors, slopes)
 
 
 def objective(problem: Audit, auditor: Auditor, regularisation: float, theta: np.ndarray[Any, Any]) -> float:
@@ -123,15 +128,6 @@ def numpy_rows(problem: Audit) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, An
 
 
 # Gradients
-
-
-@pytest.mark.parametrize(("rows", "features"), SIZES)
-@pytest.mark.parametrize(("auditor", "regularisation"), LINEAR)
-@pytest.mark.parametrize("utility", get_args(Utility))
-def test_gradient_is_the_slope(
-    rows: int, features: int, auditor: Auditor, regularisation: float, utility: Utility
-) -> None:
-    assert_gradient_is_the_slope(audit(3, rows, features), auditor, regularisation, utility=utility)
 
 
 @pytest.mark.parametrize(("auditor", "regularisation"), LINEAR)
@@ -179,39 +175,6 @@ def test_rows_off_the_margin_of_a_linear_program_do_not_matter() -> None:
     on = (margin - 1).abs() < 1e-9
     assert (on & problem.train).sum(1).tolist() == [12, 12, 12]
     assert ((moved.abs().amax(2) > 1e-9) == (on & problem.train)).all()
-
-
-@pytest.mark.parametrize("rows", [14, 40])
-@pytest.mark.parametrize(("auditor", "regularisation"), [*LINEAR, ("hinge_l2", 1e-6), ("squared_hinge", 1e-4)])
-def test_more_features_than_rows(rows: int, auditor: Auditor, regularisation: float) -> None:
-    # Small steps: 51 weights, each of which the lasso may set to zero, leave little room between kinks
-    problem = audit(3, rows, 51, held=20)
-    assert_gradient_is_the_slope(problem, auditor, regularisation, step=1e-6, utility="auc")
-
-
-# The same by cvxpylayers, whose conversions numpy 2 warns of
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize(("rows", "features"), SIZES)
-@pytest.mark.parametrize(("auditor", "regularisation"), LINEAR)
-def test_gradient_is_that_of_cvxpylayers(rows: int, features: int, auditor: Auditor, regularisation: float) -> None:
-    pytest.importorskip("cvxpylayers")
-    problem = padded(audit(1, rows, features, seed=2), 10)
-    ours, moved, _ = gradient(problem, auditor, regularisation)
-    theirs, moved_theirs, _ = gradient(problem, auditor, regularisation, solver="cvxpylayers_tight")
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert (moved - moved_theirs).norm() <= 1e-4 * moved_theirs.norm()
-
-
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_the_papers_solver_at_its_own_tolerance_is_near() -> None:
-    pytest.importorskip("cvxpylayers")
-    problem = audit(1, 140, 11)
-    ours, moved, _ = gradient(problem, "hinge_l1", 0.0)
-    theirs, moved_theirs, _ = gradient(problem, "hinge_l1", 0.0, solver="cvxpylayers")
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-2)
-    assert torch.cosine_similarity(moved.flatten(), moved_theirs.flatten(), dim=0) > 0.99
 
 
 # Optima
@@ -391,52 +354,6 @@ def test_one_sided_validation_is_counted_and_finite(utility: Utility) -> None:
     problem.membership[0] = torch.where(problem.validation[0], 1.0, problem.membership[0])
     _, moved, info = gradient(problem, "hinge_l2", 0.1, utility=utility)
     assert info.outcomes["one_sided_validation"] == 1
-    assert moved.isfinite().all()
-
-
-# The neural auditor
-
-
-@pytest.mark.parametrize("way", ["implicit", "unrolled"])
-@pytest.mark.parametrize("utility", get_args(Utility))
-def test_gradient_of_a_network_is_the_slope(way: str, utility: Utility) -> None:
-    problem = audit(2, 60, 4, held=30)
-    _, _, info = gradient(problem, "neural", 0.05, network=network(gradient=way))
-    assert info.outcomes.get("unconverged", 0) == info.outcomes.get("adjoint_unsolved", 0) == 0
-
-    # A network consumes its generator: a new one for every evaluation
-    def slope(features: Tensor) -> Tensor:
-        moved = problem._replace(features=features)
-        return respond(moved, "neural", 0.05, utility=utility, network=network(gradient=way))[0]
-
-    features = problem.features.clone().requires_grad_()
-    (moved,) = torch.autograd.grad(slope(features).sum(), features)
-    way_to = torch.randn(features.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    ahead, behind = (slope(problem.features + side * 1e-5 * way_to).detach() for side in (1, -1))
-    expected = (ahead - behind) / 2e-5
-    torch.testing.assert_close((moved * way_to).sum((1, 2)), expected, rtol=1e-6, atol=1e-9)
-
-
-def test_a_network_does_not_depend_on_its_company() -> None:
-    problem = padded(audit(3, 60, 4, held=30), 7)
-    utility, moved, _ = gradient(problem, "neural", 0.05)
-    alone, moved_alone, _ = gradient(problem[1:2], "neural", 0.05)
-    torch.testing.assert_close(utility[1:2], alone, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(moved[1:2], moved_alone, rtol=1e-6, atol=1e-8)
-
-
-def test_a_network_finds_what_a_line_cannot() -> None:
-    problem = audit(1, 140, 2, shift=0.0)
-    crossed = torch.sign(problem.features[..., 0] + 3) * torch.sign(problem.features[..., 1] - 3)
-    problem = problem._replace(membership=crossed)
-    line, _ = respond(problem, "logistic", 1e-3, utility="auc")
-    net, _ = respond(problem, "neural", 1e-3, utility="auc", network=network(width=8, steps=150, newton_steps=3))
-    assert line < 0.6 < 0.85 < net
-
-
-def test_conjugate_gradients_that_run_out_are_counted() -> None:
-    _, moved, info = gradient(audit(2, 60, 4), "neural", 0.01, network=network(cg_steps=2, newton_steps=1))
-    assert info.outcomes["unconverged"] == info.outcomes["adjoint_unsolved"] == 2
     assert moved.isfinite().all()
 
 

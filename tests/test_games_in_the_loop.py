@@ -16,6 +16,7 @@ from unlearn.games.bargaining import Outcome, nash_weights
 from unlearn.games.follower import best_response_utility
 from unlearn.lab import Lab
 from unlearn.loop import cross_entropy
+from unlearn.masks import salient
 from unlearn.methods.munba import first_batches, rules, settle
 from unlearn.methods.sg_unlearn import fill, judged, outputs, problems
 from unlearn.session import session
@@ -96,12 +97,33 @@ def test_every_aggregator_runs_and_writes_its_numbers_down(
     assert -1 <= history[-1]["cosine"] <= 1
 
 
-@pytest.mark.parametrize("words", [("method.compat=released",), ("method.forget_loss=ascent",), ("layers=last",)])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("method.compat=released",),
+        ("method.forget_loss=ascent",),
+        ("method.forget_loss=other_label",),
+        ("method.aggregator=fixed", "method.retain_weight=0.5", "method.forget_weight=0.5"),
+        ("method.clip=null",),
+        ("method.mask_share=0.5",),
+        ("layers=last",),
+    ],
+)
 def test_munbas_other_options_change_the_model(lab: Callable[..., Lab], words: tuple[str, ...]) -> None:
     plain, _ = unlearned(lab(*SMALL, "method=munba", "method.epochs=2"))
     made = lab(*SMALL, "method=munba", "method.epochs=2", *words)
     other = made.load(made.unlearned()) if words[0].startswith("layers") else unlearned(made)[0]
     assert state_of(plain) != state_of(other)
+
+
+def test_munba_moves_only_the_masks_entries(lab: Callable[..., Lab]) -> None:
+    made = lab(*SMALL, "method=munba", "method.epochs=1", "method.mask_share=0.2")
+    original = made.load(made.original())
+    chosen = salient(original, made.request(0).forget, 0.2)
+    after = dict(unlearned(made)[0].named_parameters())
+    for name, parameter in original.named_parameters():
+        assert torch.equal(parameter[~chosen[name]], after[name][~chosen[name]]), name
+        assert not chosen[name].any() or not torch.equal(parameter[chosen[name]], after[name][chosen[name]]), name
 
 
 def test_without_a_game_sg_unlearn_is_fine_tuning_bit_for_bit(lab: Callable[..., Lab]) -> None:
@@ -139,6 +161,9 @@ def test_the_passes_alone_refresh_statistics_and_nothing_else_in_the_first_epoch
         ("method.game=direct",),
         ("method.game=implicit",),
         ("method.compat=released",),
+        ("method.auditor=neural", "method.regularisation=0.1", "method.network_gradient=unrolled"),
+        ("method.auditor=hinge_l2", "method.regularisation=0.1", "method.solver=cvxpylayers", "method.folds=1"),
+        ("method.alpha=3",),
         ("method.augmented=false", "method.attack_step=0.5", "method.folds=2", "method.fold_share=0.5"),
     ],
 )
@@ -150,6 +175,25 @@ def test_every_option_of_the_game_runs_and_changes_the_model(lab: Callable[..., 
     assert state_of(model) != state_of(base)
     assert history[-1]["problems"] >= 1
     assert np.isfinite(history[-1]["utility"])
+
+
+@pytest.mark.parametrize("quirk", ["Q1", "Q3", "Q5", "Q6"])
+def test_each_quirk_of_the_released_code_changes_the_model(lab: Callable[..., Lab], quirk: str) -> None:
+    words = (*SMALL, "dataset.augment=[flip]", "method=sg_unlearn", "method.epochs=2", "method.per_class=false")
+    clean, _ = unlearned(lab(*words))
+    quirky, _ = unlearned(lab(*words, f"method.compat=[{quirk}]"))
+    assert state_of(clean) != state_of(quirky)
+    by_name = {"Q3": "method.optimiser=shared", "Q6": "method.augmented=false"}
+    if quirk in by_name:
+        assert state_of(quirky) == state_of(unlearned(lab(*words, by_name[quirk]))[0])
+
+
+def test_without_a_weight_the_passes_remain_and_q4_drops_them(lab: Callable[..., Lab]) -> None:
+    words = (*SMALL, "method=sg_unlearn", "method.epochs=1", "method.per_class=false")
+    weightless, fine_tuned = (unlearned(lab(*words, *more))[0] for more in (["method.alpha=0"], ["method.game=none"]))
+    assert state_of(weightless) == state_of(unlearned(lab(*words, "method.game=passes"))[0])
+    assert state_of(weightless) != state_of(fine_tuned)
+    assert state_of(unlearned(lab(*words, "method.alpha=0", "method.compat=[Q4]"))[0]) == state_of(fine_tuned)
 
 
 def test_auditors_see_only_unseen_images_of_the_forgotten_classes(lab: Callable[..., Lab]) -> None:

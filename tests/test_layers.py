@@ -12,9 +12,9 @@ from unlearn.session import current, session
 from unlearn.settings import SettingError, build
 
 
-def network(name: str) -> nn.Module:
-    settings: dict[str, Any] = yaml_of("model", name)
-    made: nn.Module = build(settings, "model")((3, 32, 32), 10)
+def network(name: str, side: int = 32, **changes: Any) -> nn.Module:
+    settings: dict[str, Any] = yaml_of("model", name) | changes
+    made: nn.Module = build(settings, "model")((3, side, side), 10)
     return made
 
 
@@ -50,6 +50,48 @@ def test_units_hold_every_layer_once_and_scopes_share_nothing(model: str) -> Non
     parts = [trained(net, layers) for layers in ("first", "last")]
     assert not parts[0] & parts[1]
     assert trained(net, "all") == {name for name, value in net.named_parameters() if value.requires_grad}
+
+
+CONVNETS = {2: ("3", "7"), 8: ("4", "8"), 28: ("4", "9"), 32: ("4", "9")}  # side: second convolution, linear layer
+
+
+@pytest.mark.parametrize("side", CONVNETS)
+def test_the_head_of_a_convnet_is_its_linear_layer_at_every_size(side: int) -> None:
+    net, name = network("convnet", side), CONVNETS[side][1]
+    assert isinstance(net.get_submodule(name), nn.Linear)
+    assert trained(net, "head") == {f"{name}.weight", f"{name}.bias"}
+
+
+@pytest.mark.parametrize("side", CONVNETS)
+def test_the_first_and_last_layers_of_a_convnet_are_all_of_it_at_every_size(side: int) -> None:
+    net = network("convnet", side)
+    first, last = trained(net, "first"), trained(net, "last")
+    assert not first & last
+    assert first | last == trained(net, "all")
+    assert "0.weight" in first
+    assert last >= trained(net, "head")
+    # Up to 4 pixels nothing is pooled, so there is one block, and it is the first
+    assert (f"{CONVNETS[side][0]}.weight" in last) == (side > 4)
+
+
+@pytest.mark.parametrize(("widths", "middle"), [([8], []), ([8, 8], []), ([8, 8, 8], ["4"]), ([8] * 4, ["4", "8"])])
+def test_a_convnet_has_a_middle_from_three_blocks_on(widths: list[int], middle: list[str]) -> None:
+    net = network("convnet", widths=widths)
+    convolutions = [f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Conv2d)]
+    if not middle:
+        with pytest.raises(SettingError, match="layers=intermediate"):
+            trained_modules(net, "intermediate")
+        return
+    assert trained(net, "intermediate") & set(convolutions) == {f"{name}.weight" for name in middle}
+    parts = [trained(net, layers) for layers in ("first", "intermediate", "last")]
+    assert sum(map(len, parts)) == len(parts[0] | parts[1] | parts[2]) == len(trained(net, "all"))
+
+
+@pytest.mark.parametrize("layers", ["first", "intermediate", "last", "head"])
+def test_a_padded_transformer_has_the_parts_of_one_that_fits(layers: str) -> None:
+    fitting, padded = network("vit_tiny", 32), network("vit_tiny", 30)
+    assert isinstance(padded, nn.Sequential)
+    assert trained(padded, layers) == {f"1.{name}" for name in trained(fitting, layers)}
 
 
 def trained(net: nn.Module, layers: str | list[str]) -> set[str]:

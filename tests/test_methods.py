@@ -32,11 +32,12 @@ from scipy.special import log_softmax
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
+from unlearn.attacks import Adversarial, Norm, nearest
 from unlearn.batches import Batches
 from unlearn.data.images import Images, as_model_input
 from unlearn.lab import ROLES, Lab
 from unlearn.methods.random_label import draw
-from unlearn.request import Request
+from unlearn.request import Of, Request, Searched
 from unlearn.scenarios.random import random as random_scenario
 from unlearn.session import session
 from unlearn.settings import SettingError, build, companion
@@ -53,6 +54,12 @@ START_AFRESH = {"retrain"}  # methods that return a new model
 SCENARIOS_WITHOUT_A_DRAW = {"class_wise", "indices"}
 
 
+def switches(name: str) -> dict[str, str]:
+    """Parts of the data that a method needs only while a setting is on, and that setting's name."""
+    declared: dict[str, str] = companion(build(yaml_of("method", name), "method"), "NEEDED_IF", {})
+    return declared
+
+
 @dataclass(frozen=True)
 class Problem:
     """A trained original and requests cut from its training set."""
@@ -67,7 +74,11 @@ class Problem:
         rest = torch.ones(len(train), dtype=torch.bool)
         rest[forget] = False
         kept = rest.nonzero().flatten()[:retain]
-        return replace(self.lab.request(0), forget=train[forget], retain=train[kept])
+
+        def neighbours(of: Of, searched: Searched, norm: Norm, eps: float, steps: int) -> Adversarial:
+            return nearest(self.original(), train[forget], norm=norm, eps_init=eps, steps=steps)
+
+        return replace(self.lab.request(0), forget=train[forget], retain=train[kept], neighbours=neighbours)
 
     def whole_class(self, label: int) -> Tensor:
         return (self.lab.data.train.labels == label).nonzero().flatten()
@@ -158,13 +169,27 @@ def test_method_needs_only_what_it_declares(name: str, problem: Problem) -> None
     assert changed(*results) == set()
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in METHODS if "validation" in importlib.import_module(f"unlearn.methods.{name}").NEEDS]
-)
+WITH_VALIDATION = [name for name in METHODS if "validation" in importlib.import_module(f"unlearn.methods.{name}").NEEDS]
+
+
+@pytest.mark.parametrize("name", WITH_VALIDATION)
 def test_method_is_refused_without_the_part_that_it_needs(name: str, lab: Callable[..., Lab], tmp_path: Path) -> None:
+    switch = switches(name).get("validation")
     with pytest.raises(SettingError, match=rf"^method={name}: needs validation images"):
-        lab(f"method={name}", "dataset.validation=0")
+        lab(f"method={name}", "dataset.validation=0", *([f"method.{switch}=true"] if switch else []))
     assert not (tmp_path / "store" / "originals").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if switches(name)])
+def test_method_may_lack_a_part_while_the_setting_that_asks_for_it_is_off(name: str, lab: Callable[..., Lab]) -> None:
+    settings = yaml_of("method", name)
+    assert switches(name).keys() <= companion(build(settings, "method"), "NEEDS")
+    assert all(isinstance(settings[switch], bool) for switch in switches(name).values())
+    if "validation" in switches(name):
+        without = f"method.{switches(name)['validation']}=false"
+        here = lab(f"method={name}", "dataset.validation=0", without, "train.epochs=1", "method.epochs=1")
+        assert len(here.data.validation) == 0
+        assert_like(here.load(here.unlearned()), here.load(here.original()), here.data.test)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -22,12 +22,13 @@ Shape = tuple[int, int, int]
 FOLDER = Path(__file__).parents[1] / "conf" / "model"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SHAPES: list[Shape] = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 64, 64)]
-SLOW = {"resnet18", "resnet50", "vgg16_bn", "vit_small"}
+SLOW = {"resnet18", "resnet18_no_norm", "resnet50", "vgg16_bn", "vit_small"}
 CASES = [(model, shape) for model in MODELS for shape in (SHAPES[:2] if model in SLOW else SHAPES)]
 SMALLEST = {
     "convnet": 2,
     "fastnet": 3,
     "resnet18": 8,
+    "resnet18_no_norm": 8,
     "resnet20": 4,
     "resnet50": 8,
     "vgg16_bn": 2,
@@ -108,6 +109,7 @@ def test_yaml_keys_are_the_keyword_only_parameters(model: str) -> None:
     [
         ("fastnet", 1_088_888),
         ("resnet18", 11_173_962),  # Unlearn-Sparse, SalUn and AMUN train this one
+        ("resnet18_no_norm", 11_164_362),  # less the gains and biases of 4,800 channels
         ("resnet20", 269_722),  # 0.27 M in Table 6 of the paper
         ("resnet50", 23_520_842),
         ("vgg16_bn", 14_728_266),

@@ -196,6 +196,7 @@ def as_array(kind: str, file: Path, numbers: list[int]) -> None:
         ("long.npy", partial(as_array, "int64")),
         ("short.npy", partial(as_array, "uint16")),
         ("big_endian.npy", partial(as_array, ">i4")),
+        ("unsigned.npy", partial(as_array, "uint64")),
     ],
 )
 def test_indices_are_numbers_in_the_official_order(
@@ -253,7 +254,8 @@ def test_indices_refuses_files(name: str, content: bytes, allowed: str, data: Da
         (np.array([3, None]), "must be a .npy file of integers"),
         (np.zeros((0,), dtype=np.int64), "lists no image"),
         (np.array([[3, 4], [5, 3]]), "lists 3 more than once"),
-        (np.array([2**63], dtype=np.uint64), "lists "),
+        (np.array([3, 2**63], dtype=np.uint64), "lists 9223372036854775808, which is out of range"),
+        (np.array([2**64 - 1, 3], dtype=np.uint64), "lists 18446744073709551615, which is out of range"),
     ],
 )
 def test_indices_refuses_arrays(array: Any, allowed: str, data: Data, tmp_path: Path) -> None:

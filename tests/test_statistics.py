@@ -124,6 +124,38 @@ def test_perfect_separation_is_not_certainty(positive: float, negative: float, a
     assert (measured["x_low"], measured["x_high"]) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 9), (2, 2), (30, 20), (20, 30), (1000, 2000)])
+def test_equal_scores_are_not_certainty(m: int, n: int) -> None:
+    measured = auc(np.full(m, 3.0), np.full(n, 3.0), "x")
+    # With k disjoint pairs all tied, at most this share of all pairs is not
+    others = 1 - 0.025 ** (1 / min(m, n))
+    assert measured["x"] == 0.5
+    assert (measured["x_low"], measured["x_high"]) == pytest.approx((0.5 - others / 2, 0.5 + others / 2), abs=1e-12)
+
+
+@pytest.mark.parametrize("rare", [0.001, 0.01, 0.03, 0.1])
+def test_intervals_of_seldom_untied_scores_contain_the_true_area(rare: float) -> None:
+    contained = 0
+    for seed in range(REPETITIONS):
+        positive = (np.random.default_rng(seed).random(60) < rare).astype(float)
+        measured = auc(positive, np.zeros(90), "x")
+        # Elsewhere the interval is DeLong's; a sample that holds no untied pair must not exclude the truth by itself
+        contained += positive.any() or measured["x_low"] <= 0.5 + rare / 2 <= measured["x_high"]
+    assert contained / REPETITIONS >= COVERAGE[0]
+
+
+def test_a_single_untied_score_leaves_the_interval_to_delong() -> None:
+    positive = np.full(30, 3.0)
+    positive[4] = 4.0
+    measured = auc(positive, np.full(20, 3.0), "x")
+    spread = np.array([0.5] * 29 + [1.0]).std(ddof=1) / math.sqrt(30)
+    area = 0.5 + 0.5 / 30
+    half = 1.959963984540054 * spread / (area * (1 - area))
+    centre = math.log(area / (1 - area))
+    assert measured["x_low"] == pytest.approx(1 / (1 + math.exp(half - centre)))
+    assert measured["x_high"] == pytest.approx(1 / (1 + math.exp(-half - centre)))
+
+
 @pytest.mark.parametrize("score", [-1.0, 0.2, 0.5, 0.9, 2.0])
 def test_one_image_on_a_side_says_next_to_nothing(score: float) -> None:
     others = np.linspace(0, 1, 40)
@@ -138,6 +170,40 @@ def test_one_image_on_a_side_says_next_to_nothing(score: float) -> None:
 def test_the_same_scores_differ_by_exactly_nothing() -> None:
     scores = normal(7, 50, 60, 0.5)
     assert auc_difference(scores, scores, "x") == {"x": 0.0, "x_low": 0.0, "x_high": 0.0}
+
+
+PERFECT, REVERSED, EQUAL = (
+    (np.full(30, positive), np.full(20, negative)) for positive, negative in ((1.0, 0.0), (0.0, 1.0), (2.0, 2.0))
+)
+DEGENERATE = {
+    "both perfect": (PERFECT, (PERFECT[0] * 5, PERFECT[1])),
+    "both reversed": (REVERSED, (REVERSED[0] - 1, REVERSED[1])),
+    "both without a difference": (EQUAL, (EQUAL[0] + 1, EQUAL[1] + 1)),
+    "perfect and reversed": (PERFECT, REVERSED),
+    "perfect and equal": (PERFECT, EQUAL),
+    "another scale": (normal(11, 30, 20, 0.5), tuple(np.exp(side) for side in normal(11, 30, 20, 0.5))),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_no_paired_variance_is_not_certainty(case: str) -> None:
+    first, second = DEGENERATE[case]
+    one, two = auc(*first, "x"), auc(*second, "x")
+    measured = auc_difference(first, second, "x")
+    difference = one["x"] - two["x"]
+    assert measured["x"] == pytest.approx(difference)
+    # Newcombe's method 10, for areas in the place of shares
+    low = difference - math.sqrt((one["x"] - one["x_low"]) ** 2 + (two["x_high"] - two["x"]) ** 2)
+    high = difference + math.sqrt((one["x_high"] - one["x"]) ** 2 + (two["x"] - two["x_low"]) ** 2)
+    assert (measured["x_low"], measured["x_high"]) == pytest.approx((max(-1.0, low), min(1.0, high)))
+    assert measured["x_high"] - measured["x_low"] > 0.08
+    back = auc_difference(second, first, "x")
+    assert (back["x_low"], back["x_high"]) == pytest.approx((-measured["x_high"], -measured["x_low"]))
+
+
+@pytest.mark.parametrize("scores", [PERFECT, EQUAL])
+def test_the_same_scores_differ_by_nothing_however_little_they_say(scores: tuple[Floats, Floats]) -> None:
+    assert auc_difference(scores, (scores[0].copy(), scores[1].copy()), "x") == {"x": 0.0, "x_low": 0.0, "x_high": 0.0}
 
 
 def test_difference_and_interval_equal_a_sum_over_pairs() -> None:

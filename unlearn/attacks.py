@@ -14,11 +14,13 @@ Deviations from the released code:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,32 @@ class Adversarial:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> "Adversarial":
+        return self._each(lambda part: part[index.to(part.device)])
+
+    def to(self, device: torch.device) -> "Adversarial":
+        """The same on `device`."""
+        return self._each(lambda part: part.to(device))
+
+    def save(self, file: Path) -> None:
+        """Write all of it to an .npz file, of which labels, norms and the like can be read without the images."""
+        arrays = {field.name: getattr(self, field.name).cpu().contiguous().numpy() for field in fields(self)}
+        np.savez(file, **arrays)
+
+    @staticmethod
+    def load(file: Path) -> "Adversarial":
+        """What `save` wrote, on the CPU."""
+        with np.load(file) as arrays:
+            return Adversarial(**{field.name: torch.from_numpy(arrays[field.name]) for field in fields(Adversarial)})
+
+    @staticmethod
+    def joined(parts: Sequence["Adversarial"]) -> "Adversarial":
+        """All images of several searches, in order."""
+        return Adversarial(*(torch.cat([getattr(p, field.name) for p in parts]) for field in fields(Adversarial)))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Adversarial":
+        return Adversarial(*(change(getattr(self, field.name)) for field in fields(self)))
 
     @property
     def failures(self) -> int:

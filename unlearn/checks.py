@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unlearn.layers import trained_modules
-from unlearn.settings import SettingError, companion
+from unlearn.settings import SettingError, check, companion
 from unlearn.streams import Streams
 
 if TYPE_CHECKING:
     from unlearn.lab import Lab
+
+
+CHOSEN = ("dataset", "model", "train", "scenario", "method", "auditor")
+"""Groups of the configuration in which something must be chosen."""
+
+
+def refusal(group: str, value: object) -> SettingError:
+    """The error of a group of which `value`, such as null, chooses nothing."""
+    return SettingError(group, value, f"must be one of the choices in conf/{group}, which `run.py --help` lists")
+
+
+def check_groups(settings: Mapping[str, Any]) -> None:
+    """Every group that must be chosen is there, and so are the settings of the mirror and the place of the store."""
+    for group in CHOSEN:
+        # With auditor=[] the group is not there; what is then missing is said of the objective
+        if not isinstance(settings.get(group, {} if group == "auditor" else None), Mapping):
+            raise refusal(group, settings.get(group))
+    if not isinstance(settings["wandb"], Mapping):
+        raise SettingError("wandb", settings["wandb"], "cannot be set as a whole; set wandb.mode=disabled, say")
+    check(str, "store", settings["store"])
 
 
 def check_metrics(lab: Lab) -> None:
@@ -28,10 +49,15 @@ def check_metrics(lab: Lab) -> None:
 
 
 def check_method(lab: Lab) -> None:
-    """Every part of the data that the method declares in `NEEDS` has images, at every request."""
+    """Every part of the data that the method declares in `NEEDS` has images, at every request.
+
+    A part may be missing while the setting that the method's `NEEDED_IF` names for it is off.
+    """
+    switches = companion(lab.method, "NEEDED_IF", {})
+    needed = [part for part in companion(lab.method, "NEEDS") if lab.method.keywords.get(switches.get(part), True)]
     for number in range(len(lab.requests)):
         request = lab.request(number)
-        for part in sorted(companion(lab.method, "NEEDS")):
+        for part in sorted(needed):
             if len(getattr(request, part)) == 0:
                 raise SettingError(
                     "method", name_of(lab, "method"), f"needs {part} images, and this configuration leaves none"

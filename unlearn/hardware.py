@@ -4,12 +4,15 @@ import os
 
 import torch
 
-from unlearn.settings import SettingError
+from unlearn.settings import SettingError, check
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is a GPU when there is one. Raises `SettingError` for a device this machine lacks."""
-    if name == "auto":
+    """`auto` is a GPU when there is one, and a GPU becomes torch's current device.
+
+    Raises `SettingError` for a device this machine lacks.
+    """
+    if check(str, "device", name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -17,6 +20,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise SettingError("device", name, f"not on this machine; allowed: auto, {', '.join(found)}") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose generators `streams.forked` keeps
     return device
 
 

@@ -5,6 +5,7 @@ Three nouns: the `original`, the `retrained` reference and the `unlearned` model
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,16 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unlearn.checks import check_layers, check_method, check_metrics, check_model
+from unlearn.attacks import Adversarial, Norm, nearest
+from unlearn.checks import check_groups, check_layers, check_method, check_metrics, check_model
 from unlearn.data.images import PARTS, Data, Images
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
 from unlearn.layers import scope
 from unlearn.loop import DivergedError, warm_up
 from unlearn.metrics import Measured, Metric
 from unlearn.models.normalise import Normalise
-from unlearn.request import Recipe, Request
-from unlearn.session import peak_memory_bytes, reset_peak_memory, session
-from unlearn.settings import Count, Index, SettingError, build, check, companion
+from unlearn.request import Of, Recipe, Request, Searched
+from unlearn.session import apart, current, peak_memory_bytes, reset_peak_memory, session
+from unlearn.settings import Count, Index, SettingError, build, check, checked, companion
 from unlearn.signals import Signals, logits
 from unlearn.store import Store, Stored, file_checksum, write_json
 from unlearn.streams import Streams
@@ -32,22 +34,30 @@ from unlearn.subject import Subject
 
 T = TypeVar("T")
 ROLES = ("original", "retrained", "unlearned")
+GROUPS = ("method", "train", "model", "scenario", "dataset")
+SEARCHED_AT_A_TIME = 2000  # images: what an interrupted search can lose
 
 
 class Lab:
     """One configuration at work. Raises `SettingError` for whatever in it cannot work, before anything is trained."""
 
     def __init__(self, settings: Mapping[str, Any], show: Callable[..., None] | None = None) -> None:
-        self.settings, self.show = settings, show
+        self.show = show
+        check_groups(settings)
         self.seed, self.split = (check(Index, key, settings[key]) for key in ("seed", "split"))
         self.device = choose_device(settings["device"])
         self.precision = choose_precision(settings["precision"], self.device)
         self.layers = check(str | list[str], "layers", settings["layers"])
         use_deterministic_algorithms(check(bool, "deterministic", settings["deterministic"]))
         check(Literal["offline", "online", "disabled"], "wandb.mode", settings["wandb"]["mode"])
-        self.method, self.train, self._net = (build(settings[group], group) for group in ("method", "train", "model"))
-        self._scenario = build(settings["scenario"], "scenario")
+        built = {group: build(settings[group], group) for group in GROUPS}
         self.auditors = {name: build(its, f"auditor.{name}") for name, its in settings.get("auditor", {}).items()}
+        self.settings: dict[str, Any] = {
+            **settings,
+            **{group: checked(settings[group], its) for group, its in built.items()},
+            "auditor": {name: checked(settings["auditor"][name], its) for name, its in self.auditors.items()},
+        }
+        self.method, self.train, self._net, self._scenario, dataset = (built[group] for group in GROUPS)
         self.metrics: dict[str, tuple[str, Metric]] = {
             metric.name: (name, metric)
             for name, auditor in self.auditors.items()
@@ -55,7 +65,7 @@ class Lab:
         }
         check_metrics(self)
         self.store = Store(Path(settings["store"]).expanduser())
-        self.data: Data = build(settings["dataset"], "dataset")()
+        self.data: Data = dataset()
         self.streams = Streams("lab", self.seed, self.split)
         self.requests = self._requests(check(Count, "requests", settings["requests"]))
         self.forget = torch.cat(self.requests).sort().values
@@ -112,7 +122,7 @@ class Lab:
 
         def given() -> tuple[nn.Module, Request]:
             parent = self.unlearned(seed, number - 1) if number else self.original(seed)
-            return self.load(parent), self.request(number).limited_to(companion(self.method, "NEEDS"))
+            return self.load(parent), self.request(number, seed).limited_to(companion(self.method, "NEEDS"))
 
         def unlearn(given: tuple[nn.Module, Request]) -> nn.Module:
             with scope(given[0], self.layers):
@@ -128,16 +138,61 @@ class Lab:
         model.load_state_dict(load_file(stored.folder / "model.safetensors", device=str(self.device)))
         return model.eval()
 
-    def request(self, number: int) -> Request:
+    def request(self, number: int, seed: int | None = None) -> Request:
         """What a method may see when request `number` arrives: the requests before it have been met."""
         met = torch.cat(self.requests[: number + 1])
+
+        def neighbours(of: Of, searched: Searched, norm: Norm, eps: float, steps: int) -> Adversarial:
+            model = self.unlearned(seed, number - 1) if number and of == "current" else self.original(seed)
+            forget = self.requests[number]
+            if searched == "forget":
+                return self.adversarial(model, forget, norm, eps, steps)
+            return self.adversarial(model, torch.arange(len(self.data.train)), norm, eps, steps)[forget]
+
         return Request(
             forget=self.data.train[self.requests[number]],
             retain=self.data.train[self._rest(met)],
             validation=self.data.validation,
             class_count=self.data.class_count,
             recipe=Recipe(self.build_model, self.train),
+            neighbours=neighbours,
         )
+
+    def adversarial(self, stored: Stored, positions: Tensor, norm: Norm, eps: float, steps: int) -> Adversarial:
+        """The nearest adversarial images, on a stored model, of training images; searched for once.
+
+        The search is charged to the session in force, whether it is done now or was done for somebody else.
+        """
+        recipe = {
+            "model": stored.key,
+            "content": stored.content,
+            "images": self.hash(positions),
+            "search": {"norm": norm, "eps": eps, "steps": steps},
+        }
+
+        def make(folder: Path) -> None:
+            search = partial(nearest, self.load(stored), norm=norm, eps_init=eps, steps=steps)
+            unfinished = folder / "checkpoints"
+            unfinished.mkdir(exist_ok=True)
+            parts = positions.split(SEARCHED_AT_A_TIME)
+            for number, part in enumerate(parts):
+                if not (unfinished / f"{number}.json").exists():
+                    with session() as done:
+                        search(self.data.train[part]).save(unfinished / f"{number}.npz")
+                        seconds = done.seconds(self.device)
+                    write_json(unfinished / f"{number}.json", seconds)
+                if self.show:
+                    line = {"epoch": number + 1, "seconds": seconds}
+                    self.show(f"adversarial images for {stored.kind} {stored.key}", line, len(parts))
+            found = Adversarial.joined([Adversarial.load(unfinished / f"{n}.npz") for n in range(len(parts))])
+            found.save(folder / "adversarial.npz")
+            cost = {"seconds": sum(json.loads((unfinished / f"{n}.json").read_text()) for n in range(len(parts)))}
+            write_json(folder / "cost.json", cost | {"sample_gradients": int(found.steps.sum())})
+
+        with apart():
+            kept = self.store.get("adversarial", recipe, make)
+        current().charge(kept.json("cost.json"))
+        return Adversarial.load(kept.folder / "adversarial.npz").to(self.device)
 
     def hash(self, positions: Tensor) -> str:
         """The sha256 of a forget set: its images' numbers in the official training order."""

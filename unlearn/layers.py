@@ -3,6 +3,7 @@
 Tran & Woo (WWW Companion 2025, arXiv:2504.13610) report that the intermediate and last layers suffice. The paper's
 split is not public; ours divides the repeated blocks of a network in three, a stem going with the first and a head with
 the last: stem + layer1 | layer2 + layer3 | layer4 + head for a ResNet of four stages, thirds of a transformer's blocks.
+Of two blocks none is in the middle, and a single one goes with the stem.
 Frozen layers keep their parameters and their norm statistics, bit for bit, and the backward pass ends where they begin.
 """
 
@@ -23,6 +24,8 @@ def units(net: nn.Module) -> list[list[str]]:
 
     Blocks are the members of `blocks` (transformers, fastnet), what lies between max-pools of a plain sequence or of
     `features` (convnet, VGG), the children called `layer...` (ResNets), or else every child but the first and last.
+    A plain sequence's head is its last child, and what lies between the last pool and it if that has no parameters; a
+    sequence that only pads a network, as around a transformer, has that network's parts.
     """
     names = [name for name, _ in net.named_children()]
     if "blocks" in names:
@@ -31,8 +34,13 @@ def units(net: nn.Module) -> list[list[str]]:
     if "features" in names:
         return [[], *_between_pools(net.get_submodule("features"), "features."), _after(names, "features")]
     if isinstance(net, nn.Sequential):
-        *groups, head = _between_pools(net, "")
-        return [[], *groups, head]
+        *groups, ending = _between_pools(net, "")
+        before, head = ending[:-1], net[-1]
+        if any(True for name in before for _ in net.get_submodule(name).parameters()):
+            return [[], *groups, before, ending[-1:]]
+        if not groups and list(head.children()):
+            return [[f"{ending[-1]}.{name}" for name in unit] for unit in units(head)]
+        return [[], *groups, ending]
     blocks = [name for name in names if name.startswith("layer")] or names[1:-1]
     return [_before(names, blocks[0]), *[[name] for name in blocks], _after(names, blocks[-1])]
 
@@ -41,7 +49,8 @@ def trained_modules(net: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """Names of the modules that a scope trains. Raises `SettingError` for a scope that this network does not have."""
     stem, *blocks, head = units(net)
     third = max(1, len(blocks) // 3)
-    first, intermediate, last = [stem, *blocks[:third]], blocks[third:-third], [*blocks[-third:], head]
+    start = max(third, len(blocks) - third)  # of the last part, behind the first
+    first, intermediate, last = [stem, *blocks[:third]], blocks[third:start], [*blocks[start:], head]
     parts = {"first": first, "intermediate": intermediate, "last": last, "intermediate+last": intermediate + last}
     if isinstance(layers, str):
         chosen = list(chain.from_iterable((parts | {"all": [[""]], "head": [head]}).get(layers, [])))
@@ -60,11 +69,11 @@ def scope(model: nn.Module, layers: str | Sequence[str]) -> Iterator[None]:
     net = list(model.children())[-1]
     chosen = trained_modules(net, layers)
     flags = {parameter: parameter.requires_grad for parameter in net.parameters()}
-    # A transformer's position embedding is a parameter of the network itself and goes with its stem.
-    stem_too = layers in ("all", "first")
     for name, parameter in net.named_parameters():
-        inside = stem_too if "." not in name else any(_within(name, module) for module in chosen)
-        parameter.requires_grad_(parameter.requires_grad and inside)
+        inside = any(_within(name, module) for module in chosen)
+        # A transformer's position embedding is a parameter of the network itself and goes with its stem.
+        with_stem = layers == "first" and not any(_within(name, module) for module in chain(*units(net)))
+        parameter.requires_grad_(parameter.requires_grad and (inside or with_stem))
     norms = {
         name: module for name, module in net.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     }

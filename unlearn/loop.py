@@ -76,6 +76,7 @@ def fit(
     backward: Backward = descend,
     mask: Mapping[str, Tensor] | None = None,
     second: Callable[[Any], bool] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Minimise `loss(model, batch)` by SGD for `epochs` epochs and return the same model, in eval mode.
 
@@ -83,8 +84,10 @@ def fit(
     bounds the gradient's global norm; frozen `norm_statistics` keep batch norm's running values and use them; `until`
     ends the training after an epoch for which it holds; `backward` turns losses into gradients; `mask` names, for some
     parameters, the entries that may move, and their others stay bit-identical; batches for which `second` holds are
-    stepped by an optimiser with a momentum of its own. Runs under the session's precision and continues from its
-    checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss is not finite.
+    stepped by an optimiser with a momentum of its own; `after_step` is given the number of every step, from 0, when
+    that step is done, and may change parameters, but must remember nothing from one call to the next. Runs under the
+    session's precision and continues from its checkpoint, bit for bit. Raises `DivergedError` when an epoch's mean loss
+    is not finite.
     """
     now = current()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -94,9 +97,9 @@ def fit(
 
     masked = _Masked(model, mask or {})
 
-    def step(batch: Any, factor: float) -> tuple[Tensor, Mapping[str, float]]:
+    def step(batch: Any, number: int) -> tuple[Tensor, Mapping[str, float]]:
         optimiser = optimisers[bool(second and second(batch))]
-        optimiser.param_groups[0]["lr"] = lr * factor
+        optimiser.param_groups[0]["lr"] = lr * schedule(number, batches.steps, epochs)
         with torch.autocast(device_of(model).type, torch.bfloat16, enabled=now.precision == "bf16"):
             value = loss(model, moved(batch, device_of(model)))
         optimiser.zero_grad(set_to_none=True)
@@ -106,6 +109,8 @@ def fit(
             nn.utils.clip_grad_norm_(trained, clip)
         optimiser.step()
         masked.restore()
+        if after_step:
+            after_step(number)
         return shown.detach().float(), numbers
 
     now.fits += 1
@@ -116,7 +121,7 @@ def fit(
         if norm_statistics == "frozen":
             freeze_norm_statistics(model)
         with streams.seeded("layers", epoch):
-            record = _epoch(batches, epoch, step, lambda number: schedule(number, batches.steps, epochs), now)
+            record = _epoch(batches, epoch, step, now)
         now.record(record | {"fit": now.fits, "lr": optimisers[0].param_groups[0]["lr"]}, epochs)
         if not math.isfinite(record["loss"]):
             raise DivergedError(f"{now.label}: the loss is {record['loss']} in epoch {epoch + 1} (learning rate {lr})")
@@ -132,14 +137,13 @@ def fit(
 def _epoch(
     batches: Batches,
     epoch: int,
-    step: Callable[[Any, float], tuple[Tensor, Mapping[str, float]]],
-    factor: Callable[[int], float],
+    step: Callable[[Any, int], tuple[Tensor, Mapping[str, float]]],
     now: Session,
 ) -> dict[str, Any]:
     began, count, total = time.perf_counter(), 0, torch.zeros(())
     sums: dict[str, list[float]] = defaultdict(list)
     for number, batch in enumerate(_timed(batches(epoch), now)):
-        value, numbers = step(batch, factor(epoch * batches.steps + number))
+        value, numbers = step(batch, epoch * batches.steps + number)
         size = samples(batch)
         count, total = count + size, total.to(value.device) + value * size
         for name, amount in numbers.items():

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import torch
 from torch import nn
 
+from unlearn.attacks import Adversarial, Norm
 from unlearn.data.images import Images
 from unlearn.streams import Streams
 
@@ -27,6 +29,20 @@ class Recipe:
         return self.train(self.initialised(streams), images, streams)
 
 
+Of = Literal["original", "current"]
+Searched = Literal["forget", "train"]
+
+
+class Neighbours(Protocol):
+    """Finds the nearest adversarial image of each image of a forget set, or reads what an earlier search found."""
+
+    def __call__(self, of: Of, searched: Searched, norm: Norm, eps: float, steps: int) -> Adversarial:
+        """As `attacks.nearest` does; around the forget set, or around all of the training set and so for all requests.
+
+        `of` is the model to search on: the `original`, or the `current` one, which has met the requests before this.
+        """
+
+
 @dataclass(frozen=True)
 class Request:
     """One request for deletion. A part that the method did not declare in its `NEEDS` is empty."""
@@ -36,6 +52,7 @@ class Request:
     validation: Images
     class_count: int
     recipe: Recipe
+    neighbours: Neighbours
 
     def limited_to(self, needs: Set[str]) -> "Request":
         """The same request with every part that is not in `needs` emptied."""

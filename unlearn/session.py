@@ -22,7 +22,8 @@ class Session:
     """One training or one call of a method.
 
     `checkpoint` is the folder for unfinished work, or None; `history` holds one dict an epoch; `loading_seconds` is
-    the time spent making batches, which `seconds` leaves out; `frozen` modules stay in eval mode (`layers.scope`).
+    the time spent making batches or in `apart`, which `seconds` leaves out; `frozen` modules stay in eval mode
+    (`layers.scope`).
     """
 
     precision: str = "fp32"
@@ -48,6 +49,11 @@ class Session:
         self.history.append(line)
         if self.show:
             self.show(self.label, line, epochs)
+
+    def charge(self, cost: dict[str, Any]) -> None:
+        """Count work that was done for this session elsewhere, or long ago, as if it had been done here."""
+        self.started -= cost["seconds"]
+        self.sample_gradients += cost["sample_gradients"]
 
     def counts(self, device: torch.device) -> dict[str, Any]:
         """What a checkpoint must remember of the session."""
@@ -76,6 +82,16 @@ def session(**settings: Any) -> Iterator[Session]:
         yield opened
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside the block the clock of the session in force stands still: something with its own costs is made there."""
+    now, began = current(), time.perf_counter()
+    try:
+        yield
+    finally:
+        now.loading_seconds += time.perf_counter() - began
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -57,12 +57,20 @@ def build(settings: Mapping[str, Any], group: str) -> functools.partial[Any]:
     return functools.partial(target.func, **keywords)
 
 
+def checked(settings: Mapping[str, Any], built: functools.partial[Any]) -> dict[str, Any]:
+    """The settings that `build` was given, each as its check left it: 1 where a float is asked for has become 1.0."""
+    return {key: built.keywords.get(key, value) for key, value in settings.items()}
+
+
 def keyword_only(function: Callable[..., Any]) -> list[str]:
     """Names of the keyword-only parameters: exactly the keys that its YAML must have."""
     parameters = inspect.signature(function).parameters.values()
     return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
 
-def companion(target: functools.partial[Any], name: str) -> Any:
-    """What the module of a built callable declares beside it, such as a method's `NEEDS` or an auditor's `METRICS`."""
-    return getattr(sys.modules[target.func.__module__], name)
+def companion(target: functools.partial[Any], name: str, *otherwise: Any) -> Any:
+    """What the module of a built callable declares beside it, such as a method's `NEEDS` or an auditor's `METRICS`.
+
+    A module that does not declare it is an error, unless `otherwise` says what it then is.
+    """
+    return getattr(sys.modules[target.func.__module__], name, *otherwise)

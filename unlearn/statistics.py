@@ -28,11 +28,17 @@ def auc_components(positive: Floats, negative: Floats) -> tuple[float, Floats, F
 def auc(positive: Floats, negative: Floats, name: str) -> dict[str, float]:
     """AUC with its 95 % DeLong interval on the logit scale (DeLong et al., Biometrics 1988).
 
-    At AUC 0 or 1 DeLong's variance is zero; there the bound is that of no pair out of min(m, n) independent ones.
+    At AUC 0 or 1, and where all scores are equal, DeLong's variance is zero, because every pair of a positive and a
+    negative score says the same. There the bound is that of no other pair out of min(m, n) independent ones
+    (Clopper & Pearson, Biometrika 1934): of all pairs at most 1 - 0.025^(1/k), k = min(m, n), can be others, and the
+    area moves as if these all went one way.
     """
     area, a, b = auc_components(positive, negative)
     m, n = len(positive), len(negative)
-    if area in (0.0, 1.0) or min(m, n) < 2:
+    if positive.min() == positive.max() == negative.min() == negative.max():
+        low = ((1 - LEVEL) / 2) ** (1 / min(m, n)) / 2
+        high = 1 - low
+    elif area in (0.0, 1.0) or min(m, n) < 2:
         k = min(m, n)
         low, high = binomtest(round(area * k), k).proportion_ci(LEVEL, method="exact")
     else:
@@ -45,7 +51,9 @@ def auc(positive: Floats, negative: Floats, name: str) -> dict[str, float]:
 def auc_difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats], name: str) -> dict[str, float]:
     """AUC(first) - AUC(second) for two scores of the same images, with its paired 95 % DeLong interval.
 
-    Each argument is (positive, negative) scores, in the same order of images.
+    Each argument is (positive, negative) scores, in the same order of images. Equal scores differ by exactly nothing.
+    Others whose paired variance is zero, as where both separate the sides perfectly, have the interval of two unpaired
+    areas: their own intervals' distances, squared and added (Newcombe, Statistics in Medicine 1998, method 10).
     """
     area1, a1, b1 = auc_components(*first)
     area2, a2, b2 = auc_components(*second)
@@ -53,4 +61,18 @@ def auc_difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats], 
     spread = np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)) if min(len(a), len(b)) > 1 else np.inf
     half = norm.ppf((1 + LEVEL) / 2) * spread
     difference = area1 - area2
-    return {name: difference, f"{name}_low": max(-1.0, difference - half), f"{name}_high": min(1.0, difference + half)}
+    low, high = difference - half, difference + half
+    if _constant(a, len(b)) and _constant(b, len(a)) and np.isfinite(spread) and not _equal(first, second):
+        one, two = auc(*first, "x"), auc(*second, "x")
+        low = difference - np.hypot(area1 - one["x_low"], two["x_high"] - area2)
+        high = difference + np.hypot(one["x_high"] - area1, area2 - two["x_low"])
+    return {name: difference, f"{name}_low": float(max(-1.0, low)), f"{name}_high": float(min(1.0, high))}
+
+
+def _constant(placements: Floats, others: int) -> bool:
+    """Whether differences of placements, which are multiples of 1 / (2 `others`) but for rounding, are all equal."""
+    return bool(np.ptp(placements) * 4 * others < 1)
+
+
+def _equal(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> bool:
+    return all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))

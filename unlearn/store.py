@@ -22,8 +22,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from unlearn.settings import SettingError
+from unlearn.streams import forked
 
-FORMAT = {"originals": 1, "retrained": 1, "unlearned": 1, "signals": 1, "audits": 1, "rows": 1}
+FORMAT = {"originals": 1, "retrained": 1, "unlearned": 1, "adversarial": 1, "signals": 1, "audits": 1, "rows": 1}
 """Raised by one for a kind whenever the code changes what its recipes mean."""
 
 
@@ -104,7 +105,7 @@ class Store:
             if leftover.name != "checkpoints":
                 leftover.unlink()
         # A maker may be called under an auditor's no_grad, and must not move the caller's random state.
-        with torch.enable_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), forked():
             make(partial)
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         write_json(partial / "recipe.json", recipe)

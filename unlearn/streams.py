@@ -34,6 +34,17 @@ class Streams:
     @contextmanager
     def seeded(self, *name: str | int) -> Iterator[None]:
         """Seed torch's global generators inside the block, for what knows no other (initialisation, dropout)."""
-        with torch.random.fork_rng():
+        with forked():
             torch.manual_seed(self.seed(*name))
             yield
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Put torch's global generators, the CPU's and that of the GPU in use, back where they were after the block.
+
+    `fork_rng` by itself would start every GPU of the machine, and warn that there are several.
+    """
+    in_use = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(in_use):
+        yield

@@ -6,7 +6,7 @@ printed and never fails a run.
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,28 @@ def _send(row: Mapping[str, Any], lab: Lab, mode: Any, group: str | None) -> Non
     ) as run:
         for role in ROLES:
             run.define_metric(f"{role}/*", step_metric=f"{role}/epoch")
-            for number, line in enumerate(curves(lab, role), start=1):
-                values = {f"{role}/{key}": value for key, value in line.items() if key != "epoch"}
-                run.log({f"{role}/epoch": number} | values)
+            history = [line for stored in lab.stored(role) for line in stored.json("history.json")]
+            for line in curves(history):
+                run.log({f"{role}/{key}": value for key, value in line.items()})
+            run.summary.update({f"{role}/{key}": value for key, value in once(history).items()})
             run.summary.update({f"{role}/{name}": value for name, value in row["metrics"][role].items()})
 
 
-def curves(lab: Lab, role: str) -> list[dict[str, Any]]:
-    """One dict an epoch, over all fits and all requests of a role, in order."""
-    return [line for stored in lab.stored(role) for line in stored.json("history.json")]
+def curves(history: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The epochs' lines, their seconds called `epoch_seconds`, because `seconds` is the metric of the whole.
+
+    Where another fit or request begins, epochs go on from the last one before it.
+    """
+    before = last = 0
+    for line in history:
+        if "epoch" in line:
+            if line["epoch"] <= last:
+                before += last
+            last = line["epoch"]
+            named = {"epoch_seconds" if key == "seconds" else key: value for key, value in line.items()}
+            yield named | {"epoch": before + last}
+
+
+def once(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a history says of no epoch, such as what a search found; of several requests, the last one's."""
+    return {key: value for line in history if "epoch" not in line for key, value in line.items()}

@@ -20,6 +20,20 @@ def smoothed_cross_entropy(model: nn.Module, batch: Any, smoothing: float) -> Te
     return nn.functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=smoothing)
 
 
+def check_nesterov(nesterov: bool, momentum: float) -> None:
+    """Raise a `SettingError` for the one pair of settings that no optimiser takes."""
+    if nesterov and not momentum:
+        raise SettingError("train.nesterov", nesterov, "needs a train.momentum above 0")
+
+
+def prepare(model: nn.Module, images: Images) -> None:
+    """Show a net that has a `prepare` the normalised images that it will be trained on, `PREPARED` at most."""
+    normalise, net = list(model.children())
+    shown = getattr(net, "prepare", None)
+    if shown is not None:
+        shown(normalise(as_model_input(images.pixels[:PREPARED], device_of(model))))
+
+
 def supervised(
     model: nn.Module,
     images: Images,
@@ -40,14 +54,10 @@ def supervised(
 ) -> nn.Module:
     """Train `model` on `images` by SGD on cross-entropy and return it in eval mode.
 
-    A net that has a `prepare` is first shown the normalised images that it will be trained on, `PREPARED` at most.
+    A net that has a `prepare` is shown its images first. Nesterov without momentum is a `SettingError`.
     """
-    if nesterov and not momentum:
-        raise SettingError("train.nesterov", nesterov, "needs a train.momentum above 0")
-    normalise, net = list(model.children())
-    prepare = getattr(net, "prepare", None)
-    if prepare is not None:
-        prepare(normalise(as_model_input(images.pixels[:PREPARED], device_of(model))))
+    check_nesterov(nesterov, momentum)
+    prepare(model, images)
     return fit(
         model,
         shuffled(images, batch_size, streams),

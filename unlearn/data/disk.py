@@ -95,10 +95,11 @@ def fault(arrays: Mapping[str, np.ndarray]) -> str | None:
         if labels.min() < 0:
             return f"{part}_labels has the label {labels.min()}; labels count from 0"
     present = np.unique(arrays["train_labels"])
-    classes = max(int(arrays[f"{part}_labels"].max()) for part in ("train", "test")) + 1
-    if len(present) < classes:
+    highest, part = max((int(arrays[f"{part}_labels"].max()), part) for part in ("train", "test"))
+    if len(present) <= highest:
         missing = next((number for number, label in enumerate(present) if number != label), len(present))
-        return f"train_labels has no image of class {missing}; classes are numbered without gaps"
+        allowed = "classes are numbered without gaps"
+        return f"{part}_labels has the label {highest}, and train_labels no image of class {missing}; {allowed}"
     if len(present) < 2:
         return "train_labels has one class only; two are needed"
     return None

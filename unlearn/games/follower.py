@@ -41,8 +41,9 @@ class Info(NamedTuple):
     - `bias_not_unique`: `hinge_l2` with no row on the margin: the middle of the optimal biases.
     - `singular`: rows on the margin that repeat each other share their gradient.
     - `uncertified`: the interior point did not reach its tolerance, or the exact solution was not better.
-    - `unconverged`: Newton's method left a gradient. `adjoint_unsolved` (network): so did conjugate gradients; counted
-      when the backward pass runs.
+    - `unconverged`: Newton's method left a gradient; the implicit gradient is that of its formula where it stopped.
+      `adjoint_unsolved` (network): conjugate gradients left a residual, and their last solution is used; counted when
+      the backward pass runs.
     - `no_validation`, `one_sided_validation`: no validation rows, or only of one membership.
     """
 
@@ -74,6 +75,9 @@ def best_response_utility(
     says, logistic loss, the penalty on all parameters). Utilities of the validation scores: `hinge`, minus the summed
     hinge loss; `balanced_accuracy`, the sigmoid of the margin, averaged over each membership and then over those
     present, 1/2 for none; `auc`, the mean sigmoid of score differences between memberships, 1/2 where one is absent.
+
+    The optimum of a hinge auditor jumps (`hinge_l1`) or bends (`hinge_l2`) where its margin rows or the weights of its
+    lasso change. The gradient is that of the side one is on, and differences across such a point are not near it.
 
     `direct` lets the gradient through the validation features, `implicit` through the training features. `solver` is
     the closed form or, for linear auditors, the paper's cvxpylayers, with SCS as released or `tight`.

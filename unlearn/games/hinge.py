@@ -119,7 +119,7 @@ def _interior_point(program: Program, done: Tensor, *, separating: bool) -> tupl
     for iteration in range(ITERATIONS):
         theta, above = point.theta, point.room[:, :count] - point.room[:, count:]
         gap, clear = (point.force * point.room).sum(1), (above + unbound).amin(1)
-        if iteration == 0 or ((gap <= GAP * total) | (clear >= SEPARATES)).any():
+        if iteration == 0 or (~done & ((gap <= GAP * total) | (clear >= SEPARATES))).any():
             if separating:
                 low_ridge = 200 * (program.inertia * theta.square()).sum(1) <= clear.square()
                 separated = separated | (~done & low_ridge & (clear >= SEPARATES))
@@ -147,44 +147,47 @@ def _start(program: Program) -> Point:
 
 
 def _advance(program: Program, point: Point, gap: Tensor, moving: Tensor, *, careful: bool) -> Point:
-    """One predictor and one corrector, with one factorisation."""
+    """One predictor and one corrector, with one factorisation; changes of force and room are relative to them."""
     theta, force, room = point
     count, mean = program.target.shape[1], gap[:, None] / force.shape[1]
     # Proximal terms, here and on the diagonal: they change steps, not the optimum
     ratio = room / force
     pliancy = (ratio[:, :count] + ratio[:, count:] + 1e-11).reciprocal()
-    hessian = (program.columns * pliancy[:, None]) @ program.rows
-    hessian.diagonal(dim1=1, dim2=2).add_(program.inertia + mean + 1e-11)
+    hessian = torch.bmm(program.columns * pliancy[:, None], program.rows)
+    hessian.diagonal(dim1=1, dim2=2).add_(program.inertia + (mean + 1e-11))
     factor, alpha, load = _cholesky(hessian), force[:, :count], program.inertia * theta + program.linear
 
     def newton(pull: Tensor) -> tuple[Tensor, Tensor]:
         """The changes of theta and of the forces that would change each room by `pull`, were forces fixed."""
         wanted = pull[:, :count] - pull[:, count:]
-        right = times(program.rows.mT, pliancy * wanted + alpha) - load
+        right = times(program.rows.mT, torch.addcmul(alpha, pliancy, wanted)) - load
         theta = torch.cholesky_solve(right[..., None], factor)[..., 0]
         change = pliancy * (wanted - times(program.columns.mT, theta))
-        return theta, torch.cat([change, -change], 1)
+        return theta, torch.cat([change, -change], 1) / force
 
-    # The predictor aims at products of zero: relative changes of force and room add up to -1
-    share = newton(-room)[1] / force
-    least, most = torch.aminmax(share, dim=1, keepdim=True)
-    reach = (-1 / torch.minimum(least, -1 - most)).clamp(max=1)
-    bend = -share * (1 + share) * (force * room / mean)
-    aim = (1 - reach + reach.square() * bend.mean(1, True)) ** 3
+    # The predictor aims at products of zero: its changes of force and room add up to -1
+    share = newton(-room)[1]
+    reach = torch.maximum(-share.amin(1, True), 1 + share.amax(1, True)).clamp(min=1).reciprocal()
+    product = force * room / mean
+    bend = torch.addcmul(share, share, share) * product
+    aim = (1 - reach - reach.square() * bend.mean(1, True)) ** 3
     if careful:
         lag = program.residual(theta, alpha).abs().amax(1) / gap
         aim = aim.clamp(min=lag.clamp(max=1)[:, None])
     # Without a bound on the second-order terms, the method can cycle
-    pull = (aim - bend.clamp(-10, 10)) * mean / force - room
-    d_theta, d_force = newton(pull)
-    step = Point(d_theta, d_force, pull - ratio * d_force)
-    shrinking = torch.minimum((d_force / force).amin(1, True), (step.room / room).amin(1, True))
-    reach = -1 / shrinking.clamp(max=-1e-30)
-    length = torch.where(moving[:, None], ((1 - mean.clamp(1e-6, 0.005)) * reach).clamp(max=1), 0.0)
+    pull = (aim + bend.clamp(-10, 10)) / product - 1
+    change, share = newton(pull * room)
+    other = pull - share
+    length = (1 - mean.clamp(1e-6, 0.005)) / -torch.minimum(share.amin(1, True), other.amin(1, True)).clamp(max=-1e-30)
+    length = torch.where(moving[:, None], length.clamp(max=1), 0.0)
     for _ in range(8 * careful):
-        products = (force + length * step.force) * (room + length * step.room)
+        products = product * (1 + length * share) * (1 + length * other)
         length = torch.where(products.amin(1, True) < 1e-3 * products.mean(1, True), 0.7 * length, length)
-    return Point(*(torch.addcmul(old, length, change) for old, change in zip(point, step, strict=True)))
+    return Point(
+        torch.addcmul(theta, length, change),
+        torch.addcmul(force, force, length * share),
+        torch.addcmul(room, room, length * other),
+    )
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def best_response(
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
     """A matrix [P, a, b] times a vector [P, b], for each problem."""
     # A row times a matrix: on the CPU several times as fast as a matrix times a column
-    return (vector[:, None] @ matrix.mT)[:, 0]
+    return torch.bmm(vector.unsqueeze(1), matrix.mT).squeeze(1)
 
 
 def _coordinates(x: Tensor, y: Tensor, rotate: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:

@@ -4,12 +4,16 @@ Ebrahimpour-Boroojeny, Sundaram & Chandrasekaran (ICML 2025, arXiv:2503.00917); 
 join the training set (D_R and D_F, the forget set under its true labels), and plain fine-tuning on all of them lowers
 the confidence around each forgotten image without moving decisions elsewhere. `retain` and `forget` say which of D_R
 and D_F stay in: both for the main method; D_A with D_R or alone is the released `advonly`. Without `retain` the
-retained images are not looked at, though they are declared. `control` puts an ablation's set in the place of D_A
-(Fig. 1 of the paper), to see what is owed to it.
+retained images are not looked at, though they are declared. Requests in turn all use neighbours on the original model,
+or on the model as it is by then (the paper's AMUN-A, `neighbours_of: current`). `control` puts an ablation's set in the
+place of D_A (Fig. 1 of the paper), to see what is owed to it.
 
 Deviations from the released code:
-- The neighbours are searched for on the very model that is unlearned, as `attacks.py` does and with its deviations, and
-  not read from a file, which may stem from another checkpoint (issue #1 there).
+- The neighbours are searched for as `attacks.py` does and with its deviations, once for a model, and kept in the store
+  under its bits. The released code reads them from a file, which may stem from another checkpoint (issue #1 there).
+  It searches around the whole training set, `searched: train`, which all forget sets then share.
+- A mask is kept to: what it leaves out does not move. The released one filters gradients alone, and lets weight decay
+  and momentum by.
 - A forgotten image without a neighbour has no part in D_A; how many, goes to the history and to standard error.
 - `random_direction` reflects the coordinates that would leave [0, 1], which keeps the length that the control is about;
   the released code clamps them. Like the released code it draws a direction, and the other controls a label, once an
@@ -25,12 +29,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unlearn.attacks import Adversarial, Norm, nearest
+from unlearn.attacks import Adversarial, Norm
 from unlearn.batches import Batch, Batches, anew, sizes
 from unlearn.data.augment import augment
 from unlearn.data.images import Images, as_model_input
 from unlearn.loop import cross_entropy, fit
-from unlearn.request import Request
+from unlearn.masks import salient
+from unlearn.request import Of, Request, Searched
 from unlearn.schedules import multistep
 from unlearn.session import current
 from unlearn.settings import Count, NotNegative, Positive, Probability, SettingError
@@ -66,10 +71,19 @@ def amun(
     norm: Norm,
     eps_init: Positive,
     steps: Count,
+    neighbours_of: Of,
+    searched: Searched,
     control: Control,
+    mask_share: Probability | None,
 ) -> nn.Module:
-    """Descend on the cross-entropy of the images asked for and of the forget set's adversarial neighbours."""
-    adversarial = neighbours(model, request, streams, norm, eps_init, steps, control)
+    """Descend on the cross-entropy of the images asked for and of the forget set's adversarial neighbours.
+
+    With a `mask_share` only that share of the model's entries moves, those most salient to the forget set (`masks.py`).
+    """
+    if control in ("random_label", "adversarial_random_label") and request.class_count < 3:
+        raise SettingError("method.control", control, "needs a third class, neither the true nor the adversarial one")
+    search = partial(request.neighbours, neighbours_of, searched, norm, eps_init, steps)
+    adversarial = in_place(request, search, norm, control, streams)
     images = clean(request, retain, forget)
     batches = anew(
         len(sizes(len(images) + len(adversarial(0).labels), batch_size)),
@@ -85,6 +99,7 @@ def amun(
         momentum=momentum,
         weight_decay=weight_decay,
         schedule=partial(multistep, milestones=range(lr_step, epochs, lr_step), gamma=gamma),
+        mask=None if mask_share is None else salient(model, request.forget, mask_share),
     )
 
 
@@ -95,16 +110,14 @@ def clean(request: Request, retain: bool, forget: bool) -> Images:
     return request.retain if retain else request.forget[torch.arange(len(request.forget) if forget else 0)]
 
 
-def neighbours(
-    model: nn.Module, request: Request, streams: Streams, norm: Norm, eps_init: float, steps: int, control: Control
+def in_place(
+    request: Request, search: Callable[[], Adversarial], norm: Norm, control: Control, streams: Streams
 ) -> Callable[[int], Batch]:
     """By the number of the epoch, D_A, or what `control` puts in its place: images that are ready for the model."""
-    if control in ("random_label", "adversarial_random_label") and request.class_count < 3:
-        raise SettingError("method.control", control, "needs a third class, neither the true nor the adversarial one")
     if control == "second_copy":
         copy = Batch(as_model_input(request.forget.pixels, request.forget.pixels.device), request.forget.labels)
         return lambda epoch: copy
-    searched = nearest(model, request.forget, norm=norm, eps_init=eps_init, steps=steps)
+    searched = search()
     report(searched)
     found = searched.found.nonzero().flatten()
     start = as_model_input(request.forget[found].pixels, searched.images.device)
@@ -132,7 +145,8 @@ def report(searched: Adversarial) -> None:
     if searched.failures:
         print(f"amun: {searched.failures} of {len(searched)} images have no adversarial neighbour", file=sys.stderr)
     if not line["adversarial"]:
-        raise ValueError(f"amun: none of the {len(searched)} forgotten images has an adversarial neighbour")
+        allowed = f"finds no adversarial neighbour of any of the {len(searched)} forgotten images"
+        raise SettingError("method", "amun", allowed)
     current().history.append(line | {"adversarial_norm": float(searched.norms[searched.found].mean())})
 
 

@@ -18,6 +18,7 @@ from unlearn.signals import accuracy
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"forget", "validation"})
+NEEDED_IF = {"validation": "until_validation"}
 
 
 def gradient_ascent(

@@ -4,8 +4,8 @@ Wu & Harandi (ICCV 2025, arXiv:2411.15537); code JingWu321/MUNBa. Two losses, cr
 on the forget set under random labels, are differentiated apart and combined by `games/bargaining.py`. The Nash
 direction bisects the two unit gradients, whatever their lengths, so a weight on either loss has no effect.
 
-Deviations from the released code, which `compat: released` undoes:
-- The weights are the exact closed form with inner products in double precision. The released one adds 1e-8 to raw
+Deviations from the released code:
+- The weights, unless `compat: released`, are the exact closed form with inner products in double precision. The released one adds 1e-8 to raw
   denominators in float32, so that for a model with small gradients many steps silently become `L_r + 0.1 L_f` or are
   ruled by one loss. Steps that fall back are counted in the curves (`fallback`), never hidden.
 - Two backward passes a step instead of three, which gives the same gradients.
@@ -30,6 +30,7 @@ from unlearn.batches import Batch, Batches, anew, paired, shuffled, sizes
 from unlearn.games import bargaining
 from unlearn.games.bargaining import Outcome, Weights
 from unlearn.loop import cross_entropy, descend, fit
+from unlearn.masks import salient
 from unlearn.methods.random_label import draw
 from unlearn.request import Request
 from unlearn.settings import Count, NotNegative, Positive, Probability
@@ -54,9 +55,13 @@ def munba(
     forget_weight: NotNegative,
     forget_loss: Literal["random_label", "other_label", "ascent"],
     bargain: Literal["first_batches", "every_step"],
+    mask_share: Probability | None,
     compat: Literal["released"] | None,
 ) -> nn.Module:
-    """Descend along the combination of the two players' gradients that `aggregator` settles on."""
+    """Descend along the combination of the two players' gradients that `aggregator` settles on.
+
+    With a `mask_share` only that share of the model's entries moves, those most salient to the forget set (`masks.py`).
+    """
     retain = shuffled(request.retain, batch_size, streams.child("retain"))
     forget = forget_batches(request, streams, batch_size, forget_loss)
     sign = -1.0 if forget_loss == "ascent" else 1.0
@@ -77,6 +82,7 @@ def munba(
         momentum=momentum,
         weight_decay=weight_decay,
         backward=partial(settle, rule=rule, clip=clip),
+        mask=None if mask_share is None else salient(model, request.forget, mask_share),
     )
 
 

@@ -10,21 +10,23 @@ controls, each a value of `game`: only the `direct` or the `implicit` path of th
 `constant`, so that its step is momentum and decay alone; a `random_direction` as long as the game's gradient; the
 auditor's forward `passes` without any step; and `none`, which is fine-tuning. `sweep=sg_controls` runs them all.
 
-Deviations from the released code, by the number of the quirk that `compat: released` brings back:
+Deviations from the released code, by the name of the quirk; `compat: [Q1, Q5]` brings these back, `compat: released`
+all of them:
 - Q1: it sets train mode once, and its evaluation after epoch 1 leaves eval mode, so that later epochs fine-tune with
   frozen norm statistics that only the auditor's passes refresh. Here every epoch trains in train mode.
 - Q3: its auditor's step shares the momentum of the fine-tuning (`optimiser: shared`); here it has its own by default.
 - Q4: `alpha: 0` also drops the auditor's forward passes (`game: none`); here it is `game: passes`.
 - Q5: its folds are stratified by class alone, so that a fold may hold one membership only; here by membership too.
-Q2 (a cosine schedule without effect), Q6 (no augmentation, `augmented: false`) and Q7 (a max-pool in the stem) are
-settings. The released class-wise script has no game at all: every auditor there sees a single membership.
+- Q6: its CIFAR script augments nothing (`augmented: false`).
+Q2, a cosine schedule that is undone after every step, has no effect to bring back; Q7, a max-pool in the stem, is the
+model's business. The released class-wise script has no game at all: every auditor there sees a single membership.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -44,6 +46,7 @@ NEEDS = frozenset({"retain", "forget", "validation"})
 
 Pair = tuple[Batch, Batch]
 """Forget images and as many unseen ones."""
+Quirk = Literal["Q1", "Q3", "Q4", "Q5", "Q6"]
 
 
 def sg_unlearn(
@@ -78,7 +81,7 @@ def sg_unlearn(
     network_newton_steps: Count,
     network_cg_steps: Count,
     network_unrolled_steps: Count,
-    compat: Literal["released"] | None,
+    compat: Literal["released"] | list[Quirk] | None,
 ) -> nn.Module:
     """Descend on cross-entropy over the retained images, and once an epoch, or for each pair, on the auditor's utility.
 
@@ -86,7 +89,8 @@ def sg_unlearn(
     multiple of `lr`; `folds` auditors, for each class if `per_class`, are fitted on all but a `fold_share` of its rows
     and judged on that. Raises `SettingError` for a regularisation that the auditor cannot have.
     """
-    released = compat == "released"
+    quirks = set(get_args(Quirk) if compat == "released" else compat or [])
+    augmented = augmented and "Q6" not in quirks
     check_regularisation(auditor, regularisation)
     classes = request.forget.labels.unique()
     unseen = request.validation[torch.isin(request.validation.labels, classes).nonzero().flatten()]
@@ -95,7 +99,7 @@ def sg_unlearn(
     smaller = min(len(request.forget), len(unseen))
     retain = shuffled(request.retain, batch_size, streams, augmented=augmented)
     if alpha == 0:
-        game = "none" if released or game == "none" else "passes"
+        game = "none" if "Q4" in quirks or game == "none" else "passes"
     audits = pairs(request, unseen, streams, attack_batch, augmented)
     if game == "none":
         audits = Batches(0, lambda epoch: iter(()))
@@ -129,10 +133,10 @@ def sg_unlearn(
 
     def losses(model: nn.Module, batch: Any) -> Any:
         # Q1: from the second epoch on the released loop fine-tunes in eval mode, and scores in train mode.
-        if released:
+        if "Q1" in quirks:
             train_mode(model)
         if isinstance(batch, Batch):
-            if released and epoch_number[0]:
+            if "Q1" in quirks and epoch_number[0]:
                 freeze_norm_statistics(model)
             return cross_entropy(model, batch)
         return scored(model, batch)
@@ -144,7 +148,7 @@ def sg_unlearn(
             labels = torch.cat([forget.labels, other.labels])
             member = torch.cat([torch.ones(len(forget.labels)), -torch.ones(len(other.labels))]).to(rows)
             seed = streams.seed("folds", epoch_number[0], number) % 2**32
-            chosen = problems(labels, member, per_class, folds, fold_share, seed, by_membership=not released)
+            chosen = problems(labels, member, per_class, folds, fold_share, seed, by_membership="Q5" not in quirks)
             reached, counts = judged(rows, member, chosen, answers, mean=utility != "hinge")
             yield alpha * reached * (len(forget.labels) / smaller), {"utility": reached.item(), **counts}
 
@@ -178,7 +182,7 @@ def sg_unlearn(
         weight_decay=weight_decay,
         schedule=schedule,
         backward=backward,
-        second=None if released or optimiser == "shared" else (lambda batch: not isinstance(batch, Batch)),
+        second=None if "Q3" in quirks or optimiser == "shared" else (lambda batch: not isinstance(batch, Batch)),
     )
 
 

@@ -29,6 +29,8 @@ COLUMNS = (
 )
 CONTESTANTS = ("none", "retrain")  # they head every table
 SETTING = ("dataset", "model", "train", "scenario")
+NEEDED = ("id", *SETTING, "method", "seed", "split", "requests", "precision", "forget", "config", "metrics", "models")
+OF_THE_STORE = ("recipe.json", "done.json")  # which lie beside the rows of a store
 
 Row = Mapping[str, Any]
 
@@ -40,10 +42,15 @@ def declared() -> dict[str, Metric]:
 
 
 def read(paths: Iterable[Path]) -> list[Row]:
-    """Rows from files, and from all `*.json` below folders. Raises `SettingError` for what is not a row of ours."""
+    """Rows from files, and from all `*.json` below folders. Raises `SettingError` for what is not a row of ours.
+
+    A row that several of the paths lead to is read once.
+    """
     files = [file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
-    rows = []
+    rows: list[Row] = []
     for file in files:
+        if file.name in OF_THE_STORE:
+            continue
         try:
             document = json.loads(file.read_text())
             schema = document["schema"]
@@ -51,15 +58,19 @@ def read(paths: Iterable[Path]) -> list[Row]:
             raise SettingError("row", file, f"must be a row file of this program ({error!r})") from error
         if schema != SCHEMA:
             raise SettingError("row", file, f"has schema {schema}; this version reads {SCHEMA}")
-        rows.append(document)
+        if missing := [key for key in NEEDED if key not in document]:
+            raise SettingError("row", file, f"must be a row file of this program, and has no {missing[0]}")
+        if document not in rows:
+            rows.append(document)
     return rows
 
 
 def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     """A Markdown table for each setting among the rows; lines are original, retrained, and then the methods.
 
-    Cells are the mean over runs with its 95 % t-interval; a single run is shown as it is. Raises `SettingError` for no
-    rows and for a column that no auditor declares.
+    Cells are the mean over runs with its 95 % t-interval; a single run is shown as it is, and a cell that fewer runs
+    have than its line says how many. Raises `SettingError` for no rows, for a column that no auditor declares, and for
+    rows whose average would mean nothing: of one run twice, of other data or settings than they seem to have.
     """
     metrics = declared()
     if not rows:
@@ -94,8 +105,38 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
     return names
 
 
+def _check_alike(rows: Sequence[Row]) -> None:
+    """Rows of one table come from the same recipes: of a seed there is one original, of a seed and split one reference.
+
+    Their keys hold what the names and settings of a row do not, such as the content of the data.
+    """
+    first: dict[tuple[object, ...], tuple[object, Row]] = {}
+    for row in rows:
+        auditors = row["config"]["auditor"]
+        seen: dict[tuple[object, ...], object] = {
+            ("original model", row["seed"]): row["models"]["original"],
+            ("retrained model", row["seed"], row["split"]): row["models"]["retrained"],
+            ("forget set", row["split"]): row["forget"],
+            **{(f"setting of auditor {name}",): its for name, its in auditors.items()},
+        }
+        for what, value in seen.items():
+            other = first.setdefault(what, (value, row))
+            if other[0] != value:
+                raise SettingError("row", row["id"], f"has another {what[0]} than {other[1]['id']}: not one table")
+
+
+def _joined(known: Mapping[str, Any], row: Row, role: str) -> dict[str, Any]:
+    """The metrics that several rows have of the same model, which other auditors may have measured in each."""
+    its = row["metrics"][role]
+    for name in known.keys() & its.keys():
+        if known[name] != its[name]:
+            raise SettingError("row", row["id"], f"has another {name} of the {role} model than rows of the same run")
+    return {**known, **its}
+
+
 def _one_setting(rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[str, Metric]) -> str:
     lines: dict[str, dict[tuple[int, int], Mapping[str, Any]]] = defaultdict(dict)
+    _check_alike(rows)
     names = _names(rows)
     for row in sorted(rows, key=lambda row: (row["method"] not in CONTESTANTS, row["method"], names[row["id"]])):
         run, line = (row["seed"], row["split"]), names[row["id"]]
@@ -103,8 +144,8 @@ def _one_setting(rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[s
             raise SettingError(
                 "row", row["id"], f"repeats {line}, seed {run[0]}, split {run[1]}: give one of them only"
             )
-        lines["original"][run] = row["metrics"]["original"]
-        lines["retrained (reference)"][run] = row["metrics"]["retrained"]
+        for role, head in (("original", "original"), ("retrained", "retrained (reference)")):
+            lines[head][run] = _joined(lines[head].get(run, {}), row, role)
         lines[line][run] = row["metrics"]["unlearned"]
     heads = [line for line in ("original", "retrained (reference)") if line in lines]
     text = [
@@ -126,8 +167,9 @@ def _cell(values: Sequence[float | None], metric: Metric) -> str:
         return ""
     if metric.unit == "verdict":
         return f"{known.sum():.0f} of {len(known)}"
+    fewer = f" (n = {len(known)})" if len(known) < len(values) else ""
     mean = number(float(known.mean()), metric)
     if len(known) == 1 or metric.unit in ("bytes", "count"):
-        return mean
+        return mean + fewer
     half = t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return f"{mean} ± {number(float(half), metric)}"
+    return f"{mean} ± {number(float(half), metric)}{fewer}"

@@ -22,9 +22,10 @@ class Progressing:
         self.bar: Progress | None = None
 
     def __call__(self, label: str, line: Mapping[str, Any], epochs: int) -> None:
-        """One epoch of the training called `label` has ended."""
+        """One epoch of the training called `label` has ended, or one part of other long work, which has no loss."""
         done = line["epoch"] == epochs
-        text = f"{label}: epoch {line['epoch']}/{epochs}, loss {line['loss']:.4f}, {line['seconds']:.1f} s"
+        loss = f", loss {line['loss']:.4f}" if "loss" in line else ""
+        text = f"{label}: {'epoch' if loss else 'part'} {line['epoch']}/{epochs}{loss}, {line['seconds']:.1f} s"
         if self.console.is_terminal:
             self._move_bar(text, line["epoch"], epochs)
         elif done or time.monotonic() - self.last >= self.seconds:

@@ -1,6 +1,7 @@
 """Forget the images that a file of the user's own lists, by their numbers in the data set's official training order."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ def indices(data: Data, streams: Streams, *, file: str) -> Tensor:
     if numbers.min() < 0 or numbers.max() >= size:
         worst = numbers[(numbers < 0) | (numbers >= size)][0]
         raise refuse(f"lists {worst}, which is out of range")
-    unique, counts = np.unique(numbers, return_counts=True)
+    unique, counts = np.unique(numbers.astype(np.int64), return_counts=True)
     if (counts > 1).any():
         raise refuse(f"lists {unique[counts > 1][0]} more than once")
     position = torch.full((size,), -1)
@@ -38,7 +39,8 @@ def indices(data: Data, streams: Streams, *, file: str) -> Tensor:
     return chosen.sort().values
 
 
-def _read(file: str) -> NDArray[np.int64]:
+def _read(file: str) -> NDArray[Any]:
+    """Integers of any type: what does not fit into 64 signed bits is still to be named as it stands in the file."""
     allowed = "must be a .npy file of integers, or text with one number a line or separated by commas"
     if not Path(file).is_file():
         raise SettingError("scenario.file", file, f"no such file; {allowed}")
@@ -51,4 +53,4 @@ def _read(file: str) -> NDArray[np.int64]:
         raise SettingError("scenario.file", file, f"{allowed} ({error})") from error
     if numbers.size and not np.issubdtype(numbers.dtype, np.integer):
         raise SettingError("scenario.file", file, f"{allowed}, and holds {numbers.dtype}")
-    return numbers.astype(np.int64)
+    return numbers

@@ -1,0 +1,58 @@
+"""Every preset composes, and every word of it is one that its groups know."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from laws import ROOT
+from omegaconf import OmegaConf, open_dict
+
+from unlearn.lab import GROUPS
+from unlearn.settings import build
+
+
+def names(group: str) -> list[str]:
+    return sorted(file.stem for file in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def composed(*words: str) -> dict[str, Any]:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=list(words), return_hydra_config=True)
+    with open_dict(config):
+        swept = config.pop("hydra").sweeper.get("params") or {}
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    return settings | {"swept": dict(swept)}
+
+
+def assert_buildable(settings: dict[str, Any]) -> None:
+    for group in GROUPS:
+        build(settings[group], group)
+    for name, its in settings["auditor"].items():
+        build(its, f"auditor.{name}")
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiment_composes_and_its_file_says_how_to_run_it(name: str) -> None:
+    assert_buildable(composed(f"experiment={name}"))
+    assert f"python run.py experiment={name}" in (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", names("sweep"))
+def test_every_job_of_a_sweep_composes(name: str) -> None:
+    swept = composed(f"sweep={name}")["swept"]
+    choices = [list(values(key, value)) for key, value in swept.items()]
+    jobs = [job for job in product(*choices) if not any(word.startswith("seed=") and word != "seed=0" for word in job)]
+    assert jobs
+    for job in jobs:
+        assert_buildable(composed(f"sweep={name}", *job))
+    assert f"python run.py sweep={name}" in (ROOT / "conf" / "sweep" / f"{name}.yaml").read_text()
+
+
+def values(key: str, value: object) -> list[str]:
+    """Each word that a line of a sweep stands for."""
+    override = OverridesParser.create().parse_override(f"{key}={value}")
+    if not override.is_sweep_override():
+        return [f"{key}={value}"]
+    return [f"{key}={element}" for element in override.sweep_string_iterator()]
