@@ -5,9 +5,10 @@ on the forget set under random labels, are differentiated apart and combined by 
 direction bisects the two unit gradients, whatever their lengths, so a weight on either loss has no effect.
 
 Deviations from the released code:
-- The weights, unless `compat: released`, are the exact closed form with inner products in double precision. The released one adds 1e-8 to raw
-  denominators in float32, so that for a model with small gradients many steps silently become `L_r + 0.1 L_f` or are
-  ruled by one loss. Steps that fall back are counted in the curves (`fallback`), never hidden.
+- The weights, unless `compat: released`, are the exact closed form with inner products in double precision. The
+  released one adds 1e-8 to raw denominators in float32, so that for a model with small gradients many steps silently
+  become `L_r + 0.1 L_f` or are ruled by one loss. Steps that fall back are counted in the curves (`fallback`), never
+  hidden.
 - Two backward passes a step instead of three, which gives the same gradients.
 - A forget set longer than the retained one crashes the released loop; here the retained batches lead and forget batches
   beyond them are met in the next pass (`bargain: every_step`) or not at all (`first_batches`).
