@@ -160,7 +160,7 @@ def mixed(**changes: Any) -> list[dict[str, Any]]:
         ([row("none"), row("amun", models=row()["models"] | {"retrained": ["r"]})], "another retrained model"),
         ([row("none"), row("amun") | {"forget": {"count": 99, "sha256": "of others"}}], "another forget set"),
         (mixed(config=row()["config"] | {"auditor": {"accuracy": {"clip": 2}}}), "another setting of auditor accuracy"),
-        ([row("none"), row("amun", metrics={role: {"seconds": 3.0} for role in ROLES})], "another seconds"),
+        ([row("none"), row("amun", metrics={role: {"forget_accuracy": 0.8} for role in ROLES})], "another forget_acc"),
     ],
 )
 def test_rows_of_other_recipes_are_never_averaged(rows: list[dict[str, Any]], told: str) -> None:
@@ -245,3 +245,8 @@ def test_update_rewrites_files_and_a_fault_leaves_them(tmp_path: Path, monkeypat
     with pytest.raises(SystemExit, match="error: row="):
         main()
     assert page.read_text() == text
+
+
+def test_costs_of_one_model_may_differ_between_stores() -> None:
+    rows = [row("none"), row("amun", metrics={role: {"seconds": 3.0} for role in ROLES})]
+    assert cells(markdown(rows, ["seconds"]))["original"] == ["3.00", "1"]

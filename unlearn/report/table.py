@@ -125,11 +125,15 @@ def _check_alike(rows: Sequence[Row]) -> None:
                 raise SettingError("row", row["id"], f"has another {what[0]} than {other[1]['id']}: not one table")
 
 
-def _joined(known: Mapping[str, Any], row: Row, role: str) -> dict[str, Any]:
-    """The metrics that several rows have of the same model, which other auditors may have measured in each."""
+def _joined(known: Mapping[str, Any], row: Row, role: str, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    """The metrics that several rows have of the same model, which other auditors may have measured in each.
+
+    Costs may differ, as they do between two stores in which the same model was made; the last one is shown.
+    """
     its = row["metrics"][role]
     for name in known.keys() & its.keys():
-        if known[name] != its[name]:
+        of_cost = name in metrics and metrics[name].unit in ("seconds", "bytes")
+        if known[name] != its[name] and not of_cost:
             raise SettingError("row", row["id"], f"has another {name} of the {role} model than rows of the same run")
     return {**known, **its}
 
@@ -145,7 +149,7 @@ def _one_setting(rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[s
                 "row", row["id"], f"repeats {line}, seed {run[0]}, split {run[1]}: give one of them only"
             )
         for role, head in (("original", "original"), ("retrained", "retrained (reference)")):
-            lines[head][run] = _joined(lines[head].get(run, {}), row, role)
+            lines[head][run] = _joined(lines[head].get(run, {}), row, role, metrics)
         lines[line][run] = row["metrics"]["unlearned"]
     heads = [line for line in ("original", "retrained (reference)") if line in lines]
     text = [
