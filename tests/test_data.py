@@ -235,6 +235,13 @@ def test_changed_arrays_are_read_anew_and_the_place_does_not_matter(tmp_path: Pa
     assert read("arrays", tmp_path, path=str(tmp_path / "two")).content != first.content
 
 
+def test_the_same_bytes_in_another_shape_are_other_data(tmp_path: Path) -> None:
+    wide = {kind: images.reshape(-1, 4, 9, 3) for kind, images in small().items() if kind.endswith("images")}
+    contents = [read("arrays", tmp_path, path=str(own(tmp_path / "square"))).content]
+    contents.append(read("arrays", tmp_path, path=str(own(tmp_path / "wide", **wide))).content)
+    assert contents[0] != contents[1]
+
+
 def beyond_64_signed_bits() -> np.ndarray:
     labels = small()["train_labels"].astype(np.uint64)
     labels[7] = 2**63 + 5

@@ -59,6 +59,8 @@ def read(
     arrays = {kind: np.load(folder / f"{kind}.npy", mmap_mode="c") for kind in NAMES}
     if (wrong := fault(arrays)) is not None:
         raise DataError("dataset", name, f"{folder}: {wrong}; {remedy}")
+    # The hashes are of bytes alone, and of a data set of a known name the shape is known
+    shape = str(arrays["train_images"].shape[1:]) if source else ""
     labels = torch.from_numpy(np.asarray(arrays["train_labels"], dtype=np.int64))
     kept, held_out = stratified(labels, validation, Streams("validation")(name))
     train = Images(torch.from_numpy(arrays["train_images"]), labels, tuple(augment))
@@ -72,7 +74,7 @@ def read(
         class_count=class_count or int(labels.max()) + 1,
         mean=tuple(mean),
         std=tuple(std),
-        content=hashlib.sha256("".join(found[kind] for kind in NAMES).encode()).hexdigest(),
+        content=hashlib.sha256("".join([*(found[kind] for kind in NAMES), shape]).encode()).hexdigest(),
     )
 
 
