@@ -101,6 +101,16 @@ def anew(steps: int, make: Callable[[int], Batches]) -> Batches:
     return Batches(steps, lambda number: make(number)(number))
 
 
+def announced(batches: Batches, begin: Callable[[int], None]) -> Batches:
+    """The same batches, and `begin(epoch)` is called before the first of each epoch."""
+
+    def epoch(number: int) -> Iterator[Any]:
+        begin(number)
+        return batches(number)
+
+    return Batches(batches.steps, epoch)
+
+
 def relabelled(
     retain: Images,
     forget: Callable[[int], Images],

@@ -4,12 +4,15 @@ SalUn (Fan et al., ICLR 2024, arXiv:2310.12508) ranks every entry of every param
 forget set's loss at the original model, and lets only the first ones move.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from unlearn.attacks import evaluating
 from unlearn.data.images import Images, as_model_input
-from unlearn.loop import device_of
+from unlearn.loop import Backward, descend, device_of
 from unlearn.session import current
 
 
@@ -36,3 +39,37 @@ def salient(model: nn.Module, images: Images, share: float, *, batch_size: int =
     chosen[ranked.topk(round(share * len(ranked))).indices] = True
     parts = zip(named.items(), chosen.split(sizes), strict=True)
     return {name: part.view_as(parameter) for (name, parameter), part in parts}
+
+
+def filtered(mask: Mapping[str, Tensor]) -> Backward:
+    """A `backward` for `fit` that filters gradients alone: weight decay and momentum still move what `mask` leaves out.
+
+    The mask is one of all trained parameters, in their order, as `salient` makes it.
+    """
+
+    def backward(loss: Any, parameters: list[nn.Parameter]) -> tuple[Tensor, Mapping[str, float]]:
+        shown, numbers = descend(loss, parameters)
+        for parameter, keep in zip(parameters, mask.values(), strict=True):
+            if parameter.grad is not None:
+                parameter.grad.mul_(keep)
+        return shown, numbers
+
+    return backward
+
+
+@torch.no_grad()
+def shrink(parameters: Sequence[Tensor], anchors: Sequence[Tensor], share: float) -> None:
+    """Soft-threshold how far parameters are from their anchors, such that `share` of all entries end at theirs.
+
+    This is the proximal step of an l1 penalty on the distance. The threshold is the distance of the entry of rank
+    int(share * entries), the nearest first. Entries up to it are their anchors bit for bit, all others come nearer by
+    it.
+    """
+    distances = torch.cat([(p - anchor).abs().flatten() for p, anchor in zip(parameters, anchors, strict=True)])
+    count = int(share * len(distances))
+    if not count:
+        return
+    threshold = distances.topk(count, largest=False, sorted=False).values.max()
+    for parameter, anchor in zip(parameters, anchors, strict=True):
+        change = parameter - anchor
+        parameter.copy_(torch.where(change.abs() > threshold, parameter - change.sign() * threshold, anchor))

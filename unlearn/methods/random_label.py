@@ -8,6 +8,7 @@ The released sequential code draws labels for each batch; each image is met once
 is the same law.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -38,15 +39,23 @@ def random_label(
     redraw: Literal["each_epoch", "once"],
 ) -> nn.Module:
     """Descend on cross-entropy, the forget set under random labels: of `all` classes, or of the `other` ones only."""
+    forget = random_labels(request, labels, redraw, streams)
+    batches = relabelled(request.retain, forget, len(request.forget), order, batch_size, streams)
+    return fit(
+        model, batches, cross_entropy, streams, epochs=epochs, lr=lr, momentum=momentum, weight_decay=weight_decay
+    )
+
+
+def random_labels(
+    request: Request, labels: Literal["all", "other"], redraw: Literal["each_epoch", "once"], streams: Streams
+) -> Callable[[int], Images]:
+    """By the number of the epoch, the forget set under its random labels."""
 
     def forget(epoch: int) -> Images:
         generator = streams("labels", epoch if redraw == "each_epoch" else 0)
         return request.forget.relabelled(draw(request.forget.labels, request.class_count, labels == "all", generator))
 
-    batches = relabelled(request.retain, forget, len(request.forget), order, batch_size, streams)
-    return fit(
-        model, batches, cross_entropy, streams, epochs=epochs, lr=lr, momentum=momentum, weight_decay=weight_decay
-    )
+    return forget
 
 
 def draw(labels: Tensor, class_count: int, with_true: bool, generator: torch.Generator) -> Tensor:
