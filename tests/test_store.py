@@ -284,9 +284,9 @@ import json, pathlib, sys, time
 from unlearn.store import Store
 root, recipe = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 def make(folder):
-    print("making", flush=True)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "fit1.pt").write_bytes(b"epoch 7")
+    print("making", flush=True)
     {inside}
     (folder / "weights.bin").write_bytes(b"made by the other")
 print(Store(root).get("originals", recipe, make).key, flush=True)
