@@ -102,7 +102,7 @@ def as_row(parts: dict[str, Tensor]) -> Floats:
     return np.concatenate([part.double().numpy().ravel() for part in parts.values()])
 
 
-def close(found: Floats, expected: Floats, within: float = 1e-4) -> None:
+def assert_close(found: Floats, expected: Floats, within: float = 1e-4) -> None:
     """Equal to a share of the largest of the entries: everything under test is float32."""
     np.testing.assert_allclose(found, expected, rtol=0, atol=within * np.abs(expected).max())
 
@@ -115,7 +115,7 @@ def test_each_image_has_its_own_gradient(model: nn.Module, request_: Request) ->
     with session() as its:
         found = rows_of(gradients(model.train(), images))
     assert its.sample_gradients == len(images) == 83
-    close(found, one_by_one(model, images))
+    assert_close(found, one_by_one(model, images))
     assert np.abs(found).max() > 0.1
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -128,8 +128,8 @@ def test_batches_have_the_gradient_of_their_mean_loss(model: nn.Module, request_
     assert [part.size for part in parts] == [32, 32, 19]
     assert its.sample_gradients == 83
     rows = one_by_one(model, request_.retain)
-    close(rows_of(iter(parts)), np.stack([rows[:32].mean(0), rows[32:64].mean(0), rows[64:].mean(0)]))
-    close(as_row(mean_gradient(model, request_.retain, 32)), rows.mean(0))
+    assert_close(rows_of(iter(parts)), np.stack([rows[:32].mean(0), rows[32:64].mean(0), rows[64:].mean(0)]))
+    assert_close(as_row(mean_gradient(model, request_.retain, 32)), rows.mean(0))
 
 
 def test_memory_bounds_how_many_images_come_at_a_time(
@@ -140,7 +140,7 @@ def test_memory_bounds_how_many_images_come_at_a_time(
         monkeypatch.setattr(shared, "ELEMENTS", room)
         parts = list(gradients(model, request_.retain))
         assert [len(flat(part.gradients)) for part in parts] == expected
-        close(rows_of(iter(parts)), whole)
+        assert_close(rows_of(iter(parts)), whole)
 
 
 def test_only_trained_parameters_have_gradients(model: nn.Module, request_: Request) -> None:
@@ -149,7 +149,7 @@ def test_only_trained_parameters_have_gradients(model: nn.Module, request_: Requ
     for size in (1, 32):
         (part, *_) = gradients(model, request_.retain, batch_size=size)
         assert set(part.gradients) == {name for name, _ in model.named_parameters() if name.endswith("weight")}
-    close(rows_of(gradients(model, request_.retain)), one_by_one(model, request_.retain))
+    assert_close(rows_of(gradients(model, request_.retain)), one_by_one(model, request_.retain))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_every_kind_of_network_gives_gradients_of_images(
     with Streams("test").seeded("model"):
         net = build(yaml_of("model", name) | changes, "model")(made.data.shape, 10)
     model, images = nn.Sequential(Normalise(1, made.data.mean, made.data.std), net), request_.forget[torch.arange(3)]
-    close(rows_of(gradients(model, images)), one_by_one(model, images), within=1e-3)
+    assert_close(rows_of(gradients(model, images)), one_by_one(model, images), within=1e-3)
 
 
 def test_the_fisher_diagonal_is_the_models_own_expectation(model: nn.Module, request_: Request) -> None:
@@ -170,7 +170,7 @@ def test_the_fisher_diagonal_is_the_models_own_expectation(model: nn.Module, req
         found = fisher_diagonal(model, images, 10)
     assert its.sample_gradients == 200
     expected = expected_diagonal(model, images)
-    close(as_row(found), expected)
+    assert_close(as_row(found), expected)
     assert as_row(found).min() >= 0
     # Neither the empirical one, nor one that weighs all labels alike
     assert np.abs((one_by_one(model, images) ** 2).mean(0) - expected).max() > 0.05 * expected.max()
@@ -230,7 +230,7 @@ def test_woodbury_is_the_dense_inverse(damping: float, model: nn.Module, request
     assert rows.shape[0] < rows.shape[1]
     dense = damping * np.eye(rows.shape[1]) + rows.T @ rows / len(rows)
     found = woodbury(torch.from_numpy(rows), torch.from_numpy(vector), damping).numpy()
-    close(found, np.linalg.solve(dense, vector), within=1e-9)
+    assert_close(found, np.linalg.solve(dense, vector), within=1e-9)
     assert np.abs(found - vector / damping).max() > 0.01 * np.abs(found).max()
 
 
@@ -242,7 +242,7 @@ def test_woodbury_is_woodfishers_recursion_with_all_its_vectors(model: nn.Module
         image = row - sum(u * (u @ row) / d for u, d in kept)
         kept.append((image, len(rows) + row @ image))
         step -= image * (image @ vector) / kept[-1][1]
-    close(woodbury(torch.from_numpy(rows), torch.from_numpy(vector), 1.0).numpy(), step, within=1e-9)
+    assert_close(woodbury(torch.from_numpy(rows), torch.from_numpy(vector), 1.0).numpy(), step, within=1e-9)
 
 
 @pytest.mark.parametrize(("alpha", "damping"), [(1.0, 0.1), (0.3, 0.01)])
@@ -253,7 +253,7 @@ def test_influence_steps_along_the_inverse_times_the_contrast(
     vector, rows = contrast_of(model, request_)
     dense = damping * np.eye(rows.shape[1]) + rows.T @ rows / len(rows)
     result = unlearn("influence", model, request_, alpha=alpha, damping=damping, samples=1000)
-    close(entries(result) - before, alpha * np.linalg.solve(dense, vector), within=1e-3)
+    assert_close(entries(result) - before, alpha * np.linalg.solve(dense, vector), within=1e-3)
 
 
 def test_influence_draws_its_samples(model: nn.Module, made: Lab, request_: Request) -> None:
@@ -282,11 +282,11 @@ def test_the_released_recursion_is_the_one_written_out(model: nn.Module, request
     vector, rows = contrast_of(model, request_)
     expected = written_out(vector, rows, 20)
     found = released_recursion(iter(torch.from_numpy(rows)), torch.from_numpy(vector), 20).numpy()
-    close(found, expected, within=1e-9)
+    assert_close(found, expected, within=1e-9)
     # It changes the vector along the first image's gradient alone, and so inverts nothing
     difference, first = found - vector, rows[0] / np.linalg.norm(rows[0])
     assert np.linalg.norm(difference) > 1e-3 * np.linalg.norm(vector)
-    close(difference, (difference @ first) * first, within=1e-9)
+    assert_close(difference, (difference @ first) * first, within=1e-9)
 
 
 @pytest.mark.parametrize("count", [5, 1000])
@@ -296,7 +296,7 @@ def test_released_influence_meets_the_first_images_in_order(count: int, model: n
     with session() as its:
         result = unlearn("influence", model, request_, alpha=10.0, samples=count, compat="released")
     assert its.sample_gradients == 113 + min(count + 2, 83)
-    close(entries(result) - before, 10 * written_out(vector, rows[: count + 2], count), within=1e-3)
+    assert_close(entries(result) - before, 10 * written_out(vector, rows[: count + 2], count), within=1e-3)
     if count == 5:  # where it ends matters
         assert np.abs(written_out(vector, rows[:6], 5) - written_out(vector, rows[:7], 5)).max() > 0
 
@@ -318,7 +318,7 @@ def dampened(
     return after, chosen
 
 
-def agree(result: nn.Module, before: Floats, expected: Floats, chosen: list[int]) -> None:
+def assert_agree(result: nn.Module, before: Floats, expected: Floats, chosen: list[int]) -> None:
     """As expected, but for entries so near the threshold that rounding decides; not chosen is not touched."""
     after = entries(result)
     moved, to_move = (set(np.flatnonzero(its != before)) for its in (after, expected))
@@ -341,7 +341,7 @@ def test_single_images_importances_are_the_empirical_fisher_information(
     expected, chosen = dampened(before, of_all, of_forget, alpha, dampening)
     with session() as its:
         result = unlearn(name, model, request_, batch_size=1, alpha=alpha, dampening=dampening)
-    agree(result, before, expected, chosen)
+    assert_agree(result, before, expected, chosen)
     (line,) = its.history
     assert abs(line["dampened"] - len(chosen)) <= 2
     assert line["dampened_share"] == line["dampened"] / len(before)
@@ -367,7 +367,7 @@ def test_released_batches_keep_the_order_and_have_one_weight_each(
 
     expected, chosen = dampened(before, importance(np.concatenate([retain, forget])), importance(forget), 1.5, 1.0)
     result = unlearn(name, model, request_, batch_size=16, alpha=1.5, compat="released")
-    agree(result, before, expected, chosen)
+    assert_agree(result, before, expected, chosen)
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -389,7 +389,7 @@ def test_batches_are_drawn_of_one_size_and_count_by_their_images(
 
     assert len(few.forget) + len(few.retain) == 95  # seven batches of 12 and one of 11
     expected, chosen = dampened(before, importance(np.concatenate([retain, forget])), importance(forget), 1.5, 1.0)
-    agree(unlearn(name, model, few, batch_size=50, alpha=1.5), before, expected, chosen)
+    assert_agree(unlearn(name, model, few, batch_size=50, alpha=1.5), before, expected, chosen)
 
 
 @pytest.mark.parametrize("compat", [None, "released"])

@@ -146,7 +146,7 @@ class _Search(NamedTuple):
         """What the model takes the images for now, and the way up."""
         here = self.here.detach().requires_grad_()
         scores = model(here)
-        (slope,) = torch.autograd.grad(scores, here, _away(scores.detach(), self.labels))
+        (slope,) = torch.autograd.grad(scores, here, away(scores.detach(), self.labels))
         return self._replace(answers=scores.detach().argmax(1)), slope
 
     def stepped(self, slope: Tensor, eps_init: float, steps: int, norm: Norm) -> "_Search":
@@ -187,8 +187,8 @@ def _radius(taken: Tensor, eps_init: float, steps: int) -> Tensor:
     return eps_init * torch.exp2((taken // steps).float())
 
 
-def _away(scores: Tensor, labels: Tensor) -> Tensor:
-    """The gradient, by the scores, of log sum exp of the others minus the true one."""
+def away(scores: Tensor, labels: Tensor) -> Tensor:
+    """The gradient, by B x C scores, of log sum exp of the other classes' minus the true class's."""
     true = nn.functional.one_hot(labels, scores.shape[1]).bool()
     return scores.masked_fill(true, -torch.inf).softmax(1).masked_fill_(true, -1)
 

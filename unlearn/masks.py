@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.attacks import evaluating
-from unlearn.data.images import Images, as_model_input
-from unlearn.loop import Backward, descend, device_of
-from unlearn.session import current
+from unlearn.data.images import Images
+from unlearn.gradients import mean_gradient
+from unlearn.loop import Backward, descend
 
 
 def salient(model: nn.Module, images: Images, share: float, *, batch_size: int = 500) -> dict[str, Tensor]:
@@ -23,22 +23,13 @@ def salient(model: nn.Module, images: Images, share: float, *, batch_size: int =
     ranked over the whole model and exactly round(share * entries) are chosen. The model comes back as it was, and the
     session counts one gradient an image.
     """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    totals = [torch.zeros_like(parameter) for parameter in named.values()]
-    with evaluating(model), torch.enable_grad():
-        for rows in torch.arange(len(images)).split(batch_size):
-            batch = images[rows]
-            scores = model(as_model_input(batch.pixels, device_of(model)))
-            loss = nn.functional.cross_entropy(scores, batch.labels.to(scores.device), reduction="sum")
-            gradients = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
-            torch._foreach_add_(totals, gradients)
-    current().sample_gradients += len(images)
-    sizes = [total.numel() for total in totals]
-    ranked = torch.cat([total.abs().flatten() for total in totals])
+    with evaluating(model):
+        means = mean_gradient(model, images, batch_size)
+    ranked = torch.cat([mean.abs().flatten() for mean in means.values()])
     chosen = torch.zeros_like(ranked, dtype=torch.bool)
     chosen[ranked.topk(round(share * len(ranked))).indices] = True
-    parts = zip(named.items(), chosen.split(sizes), strict=True)
-    return {name: part.view_as(parameter) for (name, parameter), part in parts}
+    parts = chosen.split([mean.numel() for mean in means.values()])
+    return {name: part.view_as(mean) for (name, mean), part in zip(means.items(), parts, strict=True)}
 
 
 def filtered(mask: Mapping[str, Tensor]) -> Backward:

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from unlearn.attacks import away
 from unlearn.batches import Batch, shuffled
 from unlearn.loop import fit
 from unlearn.request import Request
@@ -73,12 +74,9 @@ def neighbours(teacher: nn.Module, batch: Batch, bound: float, *, released: bool
     start = batch.images.detach().requires_grad_()
     scores = teacher(start)
     if released:
-        loss = nn.functional.cross_entropy(scores, batch.labels)
+        (slope,) = torch.autograd.grad(nn.functional.cross_entropy(scores, batch.labels), start)
     else:
-        true = nn.functional.one_hot(batch.labels, scores.shape[1]).bool()
-        others = scores.masked_fill(true, -torch.inf).logsumexp(dim=1)
-        loss = others.sum() - scores.masked_fill(~true, 0).sum()
-    (slope,) = torch.autograd.grad(loss, start)
+        (slope,) = torch.autograd.grad(scores, start, away(scores.detach(), batch.labels))
     current().sample_gradients += len(batch.labels)
     if released:
         levels = (start.detach().double() * LEVELS).round() + LEVELS * bound * slope.sign()
