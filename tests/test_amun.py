@@ -377,7 +377,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(images))
         return nearest(model, images, **settings)
 
-    monkeypatch.setattr("unlearn.lab.nearest", counting)
+    monkeypatch.setattr("unlearn.attacks.nearest", counting)
     return counts
 
 
@@ -421,11 +421,12 @@ def test_search_around_the_whole_training_set_serves_every_split(lab: Callable[.
 def test_interrupted_search_goes_on_where_it_was(
     lab: Callable[..., Lab], searches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unlearn.lab.SEARCHED_AT_A_TIME", 50)
-    here = lab(*FAST)
+    monkeypatch.setattr("unlearn.attacks.PART", 50)
+    shown: list[int] = []
+    here = lab(*FAST, show=lambda label, line, parts: shown.append(line["epoch"]) if label[:3] == "adv" else None)
     model = here.original()
     with monkeypatch.context() as patch:
-        patch.setattr("unlearn.lab.nearest", lambda *_, **__: raised(KeyboardInterrupt()))
+        patch.setattr("unlearn.attacks.nearest", lambda *_, **__: raised(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             here.unlearned()
     counting, calls = nearest, iter([None, KeyboardInterrupt()])
@@ -435,11 +436,12 @@ def test_interrupted_search_goes_on_where_it_was(
         return raised(error) if error else counting(*arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr("unlearn.lab.nearest", interrupted)
+        patch.setattr("unlearn.attacks.nearest", interrupted)
         with pytest.raises(KeyboardInterrupt):
             here.unlearned()
     found = here.adversarial(model, here.forget, "l2", 0.04, 10)
     assert searches == [50, 30]  # the first fifty were done
+    assert shown == [1, 1, 2, 3]  # and are shown again
     whole = nearest(here.load(model), here.data.train[here.forget], norm="l2", eps_init=0.04, steps=10)
     assert torch.equal(found.labels, whole.labels)
     assert torch.allclose(found.images, whole.images, atol=1e-5)

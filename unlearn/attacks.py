@@ -13,6 +13,7 @@ Deviations from the released code:
 - The maximum norm, with signs for the gradient, is added here.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from torch import Tensor, nn
 
 from unlearn.data.images import Images, as_model_input
 from unlearn.loop import device_of
-from unlearn.session import current
+from unlearn.session import current, session
+from unlearn.store import write_json
 
 Norm = Literal["l2", "linf"]
 
 STRIDE = 0.1  # the length of a step, in radii
+PART = 2000  # images: what an interrupted search can lose
 DIVISION = 1e-10  # a gradient of zero stays zero
 
 
@@ -127,6 +130,37 @@ def nearest(
     eps = _radius((ended.taken - 1).clamp(min=0), eps_init, steps)
     results = (ended.here, ended.answers, norms, eps, ended.taken, ended.answers != ended.labels)
     return Adversarial(*(result.to(images.pixels.device) for result in results))
+
+
+def search_in_parts(
+    folder: Path,
+    model: nn.Module,
+    images: Images,
+    norm: Norm,
+    eps_init: float,
+    steps: int,
+    show: Callable[..., None] | None = None,
+) -> None:
+    """Write what `nearest` finds to `folder`, as adversarial.npz, with its cost.json; an interrupted search goes on.
+
+    Each part of `PART` images is kept in `folder/checkpoints` when it is done, and shown.
+    """
+    unfinished = folder / "checkpoints"
+    unfinished.mkdir(exist_ok=True)
+    parts = torch.arange(len(images)).split(PART)
+    for number, part in enumerate(parts):
+        mark = unfinished / f"{number}.json"
+        if not mark.exists():
+            with session() as done:
+                nearest(model, images[part], norm=norm, eps_init=eps_init, steps=steps).save(mark.with_suffix(".npz"))
+                write_json(mark, done.seconds(device_of(model)))
+        if show:
+            show("adversarial images", {"epoch": number + 1, "seconds": json.loads(mark.read_text())}, len(parts))
+    files = [unfinished / f"{number}.npz" for number in range(len(parts))]
+    found = Adversarial.joined([Adversarial.load(file) for file in files])
+    found.save(folder / "adversarial.npz")
+    seconds = sum(json.loads(file.with_suffix(".json").read_text()) for file in files)
+    write_json(folder / "cost.json", {"seconds": seconds, "sample_gradients": int(found.steps.sum())})
 
 
 class _Search(NamedTuple):

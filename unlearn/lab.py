@@ -5,7 +5,6 @@ Three nouns: the `original`, the `retrained` reference and the `unlearned` model
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unlearn.attacks import Adversarial, Norm, nearest
+from unlearn.attacks import Adversarial, Norm, search_in_parts
 from unlearn.checks import check_groups, check_layers, check_method, check_metrics, check_model
 from unlearn.data.images import PARTS, Data, Images
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
@@ -35,7 +34,6 @@ from unlearn.subject import Subject
 T = TypeVar("T")
 ROLES = ("original", "retrained", "unlearned")
 GROUPS = ("method", "train", "model", "scenario", "dataset")
-SEARCHED_AT_A_TIME = 2000  # images: what an interrupted search can lose
 
 
 class Lab:
@@ -171,23 +169,7 @@ class Lab:
         }
 
         def make(folder: Path) -> None:
-            search = partial(nearest, self.load(stored), norm=norm, eps_init=eps, steps=steps)
-            unfinished = folder / "checkpoints"
-            unfinished.mkdir(exist_ok=True)
-            parts = positions.split(SEARCHED_AT_A_TIME)
-            for number, part in enumerate(parts):
-                if not (unfinished / f"{number}.json").exists():
-                    with session() as done:
-                        search(self.data.train[part]).save(unfinished / f"{number}.npz")
-                        seconds = done.seconds(self.device)
-                    write_json(unfinished / f"{number}.json", seconds)
-                if self.show:
-                    line = {"epoch": number + 1, "seconds": seconds}
-                    self.show(f"adversarial images for {stored.kind} {stored.key}", line, len(parts))
-            found = Adversarial.joined([Adversarial.load(unfinished / f"{n}.npz") for n in range(len(parts))])
-            found.save(folder / "adversarial.npz")
-            cost = {"seconds": sum(json.loads((unfinished / f"{n}.json").read_text()) for n in range(len(parts)))}
-            write_json(folder / "cost.json", cost | {"sample_gradients": int(found.steps.sum())})
+            search_in_parts(folder, self.load(stored), self.data.train[positions], norm, eps, steps, self.show)
 
         with apart():
             kept = self.store.get("adversarial", recipe, make)
