@@ -50,14 +50,14 @@ def some(seed: int, count: int, median: float = 1.0) -> Floats:
     return median * np.exp(np.random.default_rng(seed).normal(0, 1, count))
 
 
-def nobody() -> Any:
+def nobody(*part: str) -> Any:
     raise AssertionError("an auditor of signals has no business with the model")
 
 
 def audited(role: str = "unlearned", **parts: Any) -> Subject:
     empty = answers(np.zeros(0))
     given = {"forget": empty, "retain": empty, "validation": empty, "test": empty}
-    rest = {"forgotten_classes": np.zeros(0, dtype=np.int64), "cost": {}, "model": nobody}
+    rest = {"forgotten_classes": np.zeros(0, dtype=np.int64), "cost": {}, "model": nobody, "images": nobody}
     return Subject(role=role, **(given | rest | parts))
 
 

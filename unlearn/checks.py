@@ -68,6 +68,16 @@ def check_method(lab: Lab) -> None:
                 raise SettingError("method", method, f"needs {part} images, and this configuration leaves none")
 
 
+def check_auditors(lab: Lab) -> None:
+    """Every auditor's own conditions, which it declares as `check(lab, **settings)` beside it, hold."""
+    for auditor in lab.auditors.values():
+        companion(auditor, "check", nothing_to_check)(lab, **auditor.keywords)
+
+
+def nothing_to_check(lab: Lab, **settings: Any) -> None:
+    """The condition of whatever declares none."""
+
+
 def check_model(lab: Lab) -> None:
     """The architecture takes images of this shape and answers with one score a class."""
     name, shape = name_of(lab, "model"), lab.data.shape

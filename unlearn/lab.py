@@ -5,7 +5,10 @@ Three nouns: the `original`, the `retrained` reference and the `unlearned` model
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unlearn.attacks import Adversarial, Norm, search_in_parts
-from unlearn.checks import check_groups, check_layers, check_method, check_metrics, check_model
-from unlearn.data.images import PARTS, Data
+from unlearn.checks import check_auditors, check_groups, check_layers, check_method, check_metrics, check_model
+from unlearn.data.images import PARTS, Data, Images
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
 from unlearn.layers import scope
 from unlearn.loop import DivergedError, warm_up
+from unlearn.methods.retrain import retrain
 from unlearn.metrics import Measured, Metric
 from unlearn.models.normalise import Normalise
 from unlearn.replay import replay
@@ -28,11 +32,12 @@ from unlearn.request import Of, Recipe, Request, Searched, needed
 from unlearn.session import apart, current, peak_memory_bytes, reset_peak_memory, session
 from unlearn.settings import Count, Index, SettingError, build, check, checked, companion
 from unlearn.signals import Signals, logits
-from unlearn.store import Store, Stored, with_content, write_json
+from unlearn.store import BusyError, Store, Stored, with_content, without_waiting, write_json
 from unlearn.streams import Streams
-from unlearn.subject import Subject, total_cost
+from unlearn.subject import Shadow, Subject, total_cost
 
 T = TypeVar("T")
+Seed = int | str  # text where one number of the user's stands for several models
 ROLES = ("original", "retrained", "unlearned")
 GROUPS = ("method", "train", "model", "scenario", "dataset")
 
@@ -43,7 +48,9 @@ class Lab:
     def __init__(self, settings: Mapping[str, Any], show: Callable[..., None] | None = None) -> None:
         self.show = show
         check_groups(settings)
-        self.seed, self.split = (check(Index, key, settings[key]) for key in ("seed", "split"))
+        self.seed: Seed = check(Index, "seed", settings["seed"])
+        self.split: int = check(Index, "split", settings["split"])
+        self.half: int | None = None
         self.device = choose_device(settings["device"])
         self.precision = choose_precision(settings["precision"], self.device)
         self.layers = check(str | list[str], "layers", settings["layers"])
@@ -71,6 +78,7 @@ class Lab:
         check_method(self)
         check_model(self)
         check_layers(self)
+        check_auditors(self)
         self.data = self.data.to(self.device)
         self._subjects: dict[str, Subject] = {}
 
@@ -100,21 +108,24 @@ class Lab:
         """How models are made from scratch."""
         return Recipe(self.build_model, self.train)
 
-    def original(self, seed: int | None = None) -> Stored:
+    def original(self, seed: Seed | None = None) -> Stored:
         """The model trained on the whole training set."""
         recipe = self.recipe(seed)
         train = partial(self.training.trained, streams=Streams("original", recipe["seed"]))
         return self._model("originals", f"original, seed {recipe['seed']}", recipe, lambda: self.data.train, train)
 
-    def retrained(self, seed: int | None = None) -> Stored:
+    def retrained(self, seed: Seed | None = None) -> Stored:
         """The reference: trained from scratch, by the same recipe, on what remains after all requests."""
         recipe = self.recipe(seed) | {"forget": self.hash(self.forget)}
         train = partial(self.training.trained, streams=Streams("retrained", recipe["seed"]))
         label = f"retrained, seed {recipe['seed']}, split {self.split}"
         return self._model("retrained", label, recipe, lambda: self.data.train[self._rest(self.forget)], train)
 
-    def unlearned(self, seed: int | None = None, request: int = -1) -> Stored:
-        """The method's model after a request, the last one by default; each starts from the model before it."""
+    def unlearned(self, seed: Seed | None = None, request: int = -1, repeat: int = 0) -> Stored:
+        """The method's model after a request, the last one by default; each starts from the model before it.
+
+        Repeats differ in nothing but the method's own random streams.
+        """
         number = request % len(self.requests)
         original = self.recipe(seed)
         recipe = {
@@ -125,14 +136,17 @@ class Lab:
         }
         if self.layers != "all":
             recipe["layers"] = self.layers
+        if repeat:
+            recipe["repeat"] = repeat
+        streams = Streams("unlearned", original["seed"], self.split, number, *([repeat] if repeat else []))
 
         def given() -> tuple[nn.Module, Request]:
-            parent = self.unlearned(seed, number - 1) if number else self.original(seed)
+            parent = self.unlearned(seed, number - 1, repeat) if number else self.original(seed)
             return self.load(parent), self.request(number, seed).limited_to(needed(self.method))
 
         def unlearn(given: tuple[nn.Module, Request]) -> nn.Module:
             with scope(given[0], self.layers):
-                return self.method(*given, Streams("unlearned", original["seed"], self.split, number))
+                return self.method(*given, streams)
 
         label = f"{self.method.func.__name__}, seed {original['seed']}, split {self.split}"
         return self._model("unlearned", label, recipe, given, unlearn)
@@ -144,7 +158,7 @@ class Lab:
         model.load_state_dict(load_file(stored.folder / "model.safetensors", device=str(self.device)))
         return model.eval()
 
-    def request(self, number: int, seed: int | None = None) -> Request:
+    def request(self, number: int, seed: Seed | None = None) -> Request:
         """What a method may see when request `number` arrives: the requests before it have been met."""
         met = torch.cat(self.requests[: number + 1])
 
@@ -191,7 +205,7 @@ class Lab:
         official = self.data.train_index[positions].sort().values
         return hashlib.sha256(official.numpy().tobytes()).hexdigest()
 
-    def recipe(self, seed: int | None = None) -> dict[str, Any]:
+    def recipe(self, seed: Seed | None = None) -> dict[str, Any]:
         """What determines an original, files by their content and not by where they lie."""
         data = {key: value for key, value in self.settings["dataset"].items() if key not in ("root", "sha256", "path")}
         return {
@@ -200,6 +214,7 @@ class Lab:
             "train": self.settings["train"],
             "precision": self.precision,
             "seed": self.seed if seed is None else seed,
+            **({} if self.half is None else {"half": self.half}),
         }
 
     def method_recipe(self) -> dict[str, Any]:
@@ -252,42 +267,143 @@ class Lab:
         }
 
     def stored(self, role: str) -> list[Stored]:
-        """The models behind a role of the row; more than one when several requests were met in turn."""
+        """The models behind a role; more than one when several requests were met in turn.
+
+        Besides the row's three roles there is `independent`: a second retrained model, which is the contestant of
+        `method=retrain`.
+        """
         if role == "unlearned":
             return [self.unlearned(request=number) for number in range(len(self.requests))]
+        if role == "independent":
+            return self._by_retraining().stored("unlearned")[-1:]
         return [self.original() if role == "original" else self.retrained()]
 
     def subject(self, role: str) -> Subject:
         """The model of a role, ready for the auditors."""
         if role not in self._subjects:
-            stored = self.stored(role)
-            outputs = self.signals(stored[-1])
-            rest = self._rest(self.forget).numpy()
-            labels = outputs["train"].labels
-            self._subjects[role] = Subject(
-                role=role,
-                forget=outputs["train"][self.forget.numpy()],
-                retain=outputs["train"][rest],
-                validation=outputs["validation"],
-                test=outputs["test"],
-                forgotten_classes=np.setdiff1d(labels, labels[rest]),
-                cost=total_cost([its.json("cost.json") for its in stored]),
-                model=lambda: self.load(stored[-1]),
-            )
+            self._subjects[role] = self._subject(role, self.stored(role))
         return self._subjects[role]
 
     def reference(self) -> Subject:
         """The retrained model, ready for the auditors."""
         return self.subject("retrained")
 
+    def oracles(self, count: int) -> Iterator[Subject]:
+        """`count` retrained models, independent of the reference."""
+        return self._subjects_of("retrained", [partial(self.retrained, self._own("oracle", i)) for i in range(count)])
+
+    def repeats(self, role: str, count: int, *, same_original: bool) -> Iterator[Subject]:
+        """`count` models made as that of `role` was; see `subject.Laboratory`."""
+        own = [self._own("repeat", i) for i in range(count)]
+        if role in ("retrained", "independent"):
+            makes = [partial(self.retrained, seed) for seed in own]
+        elif role == "original":
+            makes = [partial(self.original, None if same_original else seed) for seed in own]
+        elif same_original:
+            makes = [partial(self.unlearned, repeat=i) for i in range(count)]
+        else:
+            makes = [partial(self.unlearned, seed) for seed in own]
+        return self._subjects_of(role, makes)
+
+    def references(self, count: int) -> Iterator[Shadow]:
+        """`count` models, each trained on half of all training and test images; see `subject.Laboratory`."""
+        return self.shadows("original", count)
+
+    def shadows(self, role: str, count: int) -> Iterator[Shadow]:
+        """`count` reference models after a request, met as the model of `role` met it; see `subject.Laboratory`."""
+        halves = [self._shadow(number) for number in range(count)]
+        whole = (torch.arange(len(self.data.train)), torch.arange(len(self.data.test)) + self._official_count())
+        numbers = {"test": whole[1], "validation": torch.full((len(self.data.validation),), -1)}
+        numbers |= {
+            "forget": self.data.train_index[self.forget],
+            "retain": self.data.train_index[self._rest(self.forget)],
+        }
+        makes = [partial(half.stored, role) for half in halves]
+        for half, models in zip(halves, self._together(makes), strict=True):
+            members = {part: torch.isin(its, half.data.train_index).numpy() for part, its in numbers.items()}
+            yield Shadow(**self._parts(models[-1]), members=members)
+
+    def _shadow(self, number: int) -> "Lab":
+        """This lab on one random half of its training and test images, with what lies in it of the forget set."""
+        train, test = self.data.train, self.data.test
+        numbers = torch.cat([self.data.train_index, torch.arange(len(test)) + self._official_count()])
+        order = torch.randperm(len(numbers), generator=Streams("halves", number // 2)("order"))
+        half = order.tensor_split(2)[number % 2].sort().values
+        shadow = copy(self)
+        shadow.data = replace(self.data, train=train.joined(test)[half], train_index=numbers[half])
+        shadow.half, shadow.seed, shadow._subjects = number, f"half/{number}", {}
+        shadow.forget = torch.isin(half, self.forget).nonzero().flatten()
+        shadow.requests = [shadow.forget]
+        return shadow
+
+    def _by_retraining(self) -> "Lab":
+        """This lab with `method=retrain`."""
+        lab = copy(self)
+        settings = {"_target_": f"{retrain.__module__}.{retrain.__name__}"}
+        lab.method, lab.settings, lab.layers = build(settings, "method"), self.settings | {"method": settings}, "all"
+        return lab
+
+    def _official_count(self) -> int:
+        return len(self.data.train) + len(self.data.validation)
+
+    def _own(self, purpose: str, number: int) -> str:
+        return f"{self.seed}/{purpose}/{number}"
+
+    def _together(self, makes: Sequence[Callable[[], T]]) -> Iterator[T]:
+        """What each of `makes` gives, in their order; first of all those are made that no other process is making."""
+        for make in makes:
+            with suppress(BusyError), without_waiting():
+                make()
+        return (make() for make in makes)
+
+    def _subjects_of(self, role: str, makes: Sequence[Callable[[], Stored]]) -> Iterator[Subject]:
+        return (self._subject(role, [stored]) for stored in self._together(makes))
+
+    def _subject(self, role: str, stored: list[Stored]) -> Subject:
+        parts = self._parts(stored[-1])
+        present = np.concatenate([parts["forget"].labels, parts["retain"].labels])
+        return Subject(
+            role=role,
+            **parts,
+            forgotten_classes=np.setdiff1d(present, parts["retain"].labels),
+            cost=total_cost([its.json("cost.json") for its in stored]),
+            model=lambda: self.load(stored[-1]),
+            images=self._images,
+        )
+
+    def _parts(self, stored: Stored) -> dict[str, Signals]:
+        """A model's signals, those of the training images as `forget` and `retain`."""
+        outputs = self.signals(stored)
+        train = outputs.pop("train")
+        rest = self._rest(self.forget).numpy()
+        return {"forget": train[self.forget.numpy()], "retain": train[rest], **outputs}
+
+    def _images(self, part: str) -> Images:
+        index = {"forget": self.forget, "retain": self._rest(self.forget)}
+        return self.data.train[index[part]] if part in index else getattr(self.data, part)
+
     def audit(self, name: str, subject: Subject) -> Measured:
         """All metrics of one auditor for a subject, computed once."""
+        return dict(self._audited(name, subject).json("metrics.json"))
 
+    def refused(self, name: str, subject: Subject) -> dict[str, str]:
+        """The metrics that an auditor refuses to give for a subject, each with the reason."""
+        kept = self._audited(name, subject)
+        return dict(kept.json("refused.json")) if (kept.folder / "refused.json").exists() else {}
+
+    def _audited(self, name: str, subject: Subject) -> Stored:
         def make(folder: Path) -> None:
-            measured = self.auditors[name](subject, self)
+            answer = self.auditors[name](subject, self)
+            arrays = {key: value for key, value in answer.items() if isinstance(value, np.ndarray)}
+            refused = {key: value for key, value in answer.items() if isinstance(value, str)}
+            measured = {key: value for key, value in answer.items() if key not in arrays | refused}
             write_json(
                 folder / "metrics.json", {key: value if np.isfinite(value) else None for key, value in measured.items()}
             )
+            if refused:
+                write_json(folder / "refused.json", refused)
+            if arrays:
+                np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
 
         uses = {self.metrics[metric][0] for metric in self.auditors[name].keywords.get("metrics", [])} | {name}
         recipe = {
@@ -297,7 +413,7 @@ class Lab:
             "auditor": {used: self.settings["auditor"][used] for used in sorted(uses)},
             "streams": self.streams.root,
         }
-        return dict(self.store.get("audits", recipe | {"name": name}, make).json("metrics.json"))
+        return self.store.get("audits", recipe | {"name": name}, make)
 
     def measure(self, metric: str, subject: Subject) -> float:
         """One metric of whichever chosen auditor declares it."""

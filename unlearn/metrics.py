@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 Measured = Mapping[str, float]
 """Metric name -> value; an interval adds `<name>_low` and `<name>_high`."""
+
+Answer = Mapping[str, float | str | NDArray[Any]]
+"""What an auditor gives: metrics; for a metric that it refuses to give, the reason in words; and arrays, which are kept
+beside the metrics under any name (`audits/<key>/arrays.npz`) for pictures and further analysis."""
 
 
 @dataclass(frozen=True)

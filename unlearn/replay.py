@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # in any parameter; two trainings that add up in other orders are farther apart after a few epochs
 
 
-def replay(lab: Lab, forget: Tensor, seed: int | None, report: Report) -> nn.Module:
+def replay(lab: Lab, forget: Tensor, seed: str | int | None, report: Report) -> nn.Module:
     """Train the original of `seed` again, `report` each step, and give the stored original; see `request.Replay`.
 
     `forget` holds positions in the training set. The history of the session in force is told the number of steps, how

@@ -11,8 +11,9 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +60,23 @@ class Stored:
     def content(self) -> str:
         """A hash of all its files: what depends on the bits, and not only on the recipe, is keyed by this."""
         return hashlib.sha256((self.folder / "done.json").read_bytes()).hexdigest()
+
+
+class BusyError(RuntimeError):
+    """Another process is making the thing asked for, and the caller did not want to wait."""
+
+
+_patient: ContextVar[bool] = ContextVar("patient", default=True)
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Inside the block `Store.get` raises `BusyError` instead of waiting for another process; makers still wait."""
+    token = _patient.set(False)
+    try:
+        yield
+    finally:
+        _patient.reset(token)
 
 
 class Store:
@@ -114,8 +132,12 @@ class Store:
             if leftover.name != "checkpoints":
                 leftover.unlink()
         # A maker may be called under an auditor's no_grad, and must not move the caller's random state.
-        with torch.enable_grad(), forked():
-            make(partial)
+        token = _patient.set(True)  # what has begun is finished
+        try:
+            with torch.enable_grad(), forked():
+                make(partial)
+        finally:
+            _patient.reset(token)
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         write_json(partial / "recipe.json", recipe)
         write_json(partial / "done.json", {file.name: file_checksum(file) for file in sorted(partial.iterdir())})
@@ -150,6 +172,8 @@ class _Lock:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
+            if not _patient.get():
+                raise BusyError(self.file.stem) from None
             name = "another process"
             with suppress(FileNotFoundError):  # it may be done by now
                 name = self.file.with_suffix(".holder").read_text() or name

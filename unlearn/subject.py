@@ -1,6 +1,6 @@
 """A model under audit: its signals on every part of the data, and the model itself for audits that need it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,14 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from unlearn.data.images import Images
 from unlearn.metrics import Measured
+from unlearn.request import Recipe
 from unlearn.signals import Signals
 from unlearn.streams import Streams
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One model of a row. `forgotten_classes` are those of which no training image remains."""
+    """One model of a row. `forgotten_classes` are those of which no training image remains.
+
+    `model()` is the model itself, in eval mode, and `images(part)` the images of `forget`, `retain`, `validation` or
+    `test`, in the order of the signals. Both raise `SettingError` where only signals are known (`scripts/audit.py`).
+    """
 
     role: str
     forget: Signals
@@ -25,6 +31,7 @@ class Subject:
     forgotten_classes: NDArray[np.int64]
     cost: dict[str, Any]
     model: Callable[[], nn.Module]
+    images: Callable[[str], Images]
 
     @property
     def held_out(self) -> Signals:
@@ -32,13 +39,58 @@ class Subject:
         return self.test[np.isin(self.test.labels, np.unique(self.forget.labels))]
 
 
+@dataclass(frozen=True)
+class Shadow:
+    """A model that was trained on a random half of all training and test images: its signals on every part.
+
+    `members` tells of each part's images which the model was trained on. Of a shadow that has unlearned, the members
+    of `forget` are what it has forgotten, and those of `retain` and `test` what it has retained.
+    """
+
+    forget: Signals
+    retain: Signals
+    validation: Signals
+    test: Signals
+    members: Mapping[str, NDArray[np.bool_]]
+
+
 class Laboratory(Protocol):
-    """What an auditor may ask for besides its subject."""
+    """What an auditor may ask for besides its subject.
+
+    Every model comes from the store, where it is made when somebody first asks. Whoever asks for `count` of them gets
+    the same first ones as whoever asks for fewer.
+    """
 
     streams: Streams
 
+    @property
+    def training(self) -> Recipe:
+        """How models are made from scratch."""
+
     def reference(self) -> Subject:
         """The retrained model."""
+
+    def references(self, count: int) -> Iterator[Shadow]:
+        """`count` reference models, an even number, shared by all methods, forget sets and seeds.
+
+        Models 2 i and 2 i + 1 are trained on complementary halves, so each image is a member of `count` / 2 of them.
+        """
+
+    def shadows(self, role: str, count: int) -> Iterator[Shadow]:
+        """`count` reference models that have each met a request: to forget what they know of the forget set.
+
+        They meet it as the model of that `role` did: by the method, by retraining, or (`original`) not at all.
+        """
+
+    def oracles(self, count: int) -> Iterator[Subject]:
+        """`count` retrained models, independent of the reference."""
+
+    def repeats(self, role: str, count: int, *, same_original: bool) -> Iterator[Subject]:
+        """`count` models made as that of `role` was, independent of the oracles.
+
+        With `same_original` the method starts from the row's original each time, in streams of its own; otherwise from
+        an original of its own.
+        """
 
     def audit(self, name: str, subject: Subject) -> Measured:
         """All metrics of another auditor for a subject."""
