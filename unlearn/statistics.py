@@ -1,8 +1,11 @@
 """Intervals and tests for the numbers we print."""
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binomtest, norm, rankdata, spearmanr
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -14,6 +17,15 @@ def proportion(hits: NDArray[np.bool_], name: str) -> dict[str, float]:
         return {}
     interval = binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
     return {name: float(hits.mean()), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+
+
+def mean(values: Floats, name: str) -> dict[str, float]:
+    """The mean of independent values with its 95 % t-interval; of a single value, no interval."""
+    measured = {name: float(values.mean())}
+    if len(values) > 1:
+        half = float(student.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+        measured |= {f"{name}_low": measured[name] - half, f"{name}_high": measured[name] + half}
+    return measured
 
 
 def auc_components(positive: Floats, negative: Floats) -> tuple[float, Floats, Floats]:
@@ -76,3 +88,113 @@ def _constant(placements: Floats, others: int) -> bool:
 
 def _equal(first: tuple[Floats, Floats], second: tuple[Floats, Floats]) -> bool:
     return all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
+
+
+def tpr_at_fpr(positive: Floats, negative: Floats, fpr: float, name: str) -> dict[str, float | str]:
+    """The largest true-positive rate at a false-positive rate of at most `fpr`; equal scores share one threshold.
+
+    The interval is that of Clopper & Pearson (Biometrika 1934) for the positive scores at that threshold. Where fewer
+    than 10 negatives are expected above it the point means nothing, and the answer is the reason in words.
+    """
+    if len(negative) * fpr < 10:
+        return {name: f"needs at least {round(10 / fpr)} negative images, and there are {len(negative)}"}
+    allowed = int(np.floor(len(negative) * fpr * (1 + 1e-12)))
+    threshold = np.sort(negative)[-allowed - 1]  # one more at or above it would be too many
+    hits = int((positive > threshold).sum())
+    interval = binomtest(hits, len(positive)).proportion_ci(LEVEL, method="exact")
+    return {name: hits / len(positive), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+
+
+def best_threshold(positive: Floats, negative: Floats) -> tuple[float, float]:
+    """The threshold at or above which to call a score positive, and its balanced accuracy, the highest there is.
+
+    On the scores it was chosen on that accuracy is optimistic: judge it on others.
+    """
+    candidates = np.append(np.unique(np.concatenate([positive, negative])), np.inf)
+    missed = np.searchsorted(np.sort(positive), candidates, side="left") / len(positive)
+    rejected = np.searchsorted(np.sort(negative), candidates, side="left") / len(negative)
+    balanced = (1 - missed + rejected) / 2
+    best = int(balanced.argmax())
+    return float(candidates[best]), float(balanced[best])
+
+
+def permutation_pvalue(
+    statistic: Callable[[Floats, Floats], float],
+    first: Floats,
+    second: Floats,
+    generator: np.random.Generator,
+    permutations: int = 999,
+) -> float:
+    """The share of random divisions of all values whose statistic is at least the observed one, itself among them."""
+    observed = statistic(first, second)
+    values = np.concatenate([first, second])
+    count = 1
+    for _ in range(permutations):
+        shuffled = generator.permutation(values)
+        count += statistic(shuffled[: len(first)], shuffled[len(first) :]) >= observed
+    return count / (permutations + 1)
+
+
+def bootstrapped(
+    statistic: Callable[[NDArray[np.int64]], float],
+    clusters: int,
+    generator: np.random.Generator,
+    name: str,
+    resamples: int = 999,
+) -> dict[str, float]:
+    """A statistic with its 95 % percentile interval over resampled clusters (Efron & Tibshirani 1993, chapter 13).
+
+    `statistic(chosen)` computes it from the clusters numbered in `chosen`, which may repeat; images that one model
+    answers for are one cluster. Resamples in which it is not finite are left out.
+    """
+    value = statistic(np.arange(clusters))
+    drawn = [statistic(generator.integers(clusters, size=clusters)) for _ in range(resamples)]
+    finite = np.array([each for each in drawn if np.isfinite(each)])
+    if len(finite) == 0:
+        return {name: value}
+    low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def equivalence_pvalue(estimate: float, error: float, margin: float, freedom: float = np.inf) -> float:
+    """Two one-sided tests (Schuirmann, J. Pharmacokinet. Biopharm. 1987): is the true value within `margin` of zero?
+
+    `error` is the estimate's standard error and `freedom` its degrees of freedom. Small values say: yes, it is.
+    """
+    if error == 0:
+        return 0.0 if abs(estimate) < margin else 1.0
+    return float(max(student.sf((margin - side) / error, freedom) for side in (estimate, -estimate)))
+
+
+def holm(pvalues: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for their number (Holm, Scand. J. Statist. 1979): reject those at most the level."""
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for position, (name, value) in enumerate(sorted(pvalues.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(pvalues) - position) * value))
+        adjusted[name] = highest
+    return adjusted
+
+
+def rank_correlation(
+    first: Floats, second: Floats, generator: np.random.Generator, name: str, controls: Sequence[Floats] = ()
+) -> dict[str, float]:
+    """Spearman's rho with its bootstrap interval over points; with `controls`, the partial one given their ranks."""
+
+    def statistic(chosen: NDArray[np.int64]) -> float:
+        one, two = first[chosen], second[chosen]
+        if len(np.unique(one)) < 2 or len(np.unique(two)) < 2:
+            return float("nan")
+        if not controls:
+            return float(spearmanr(one, two).statistic)
+        given = np.column_stack([np.ones(len(chosen)), *(rankdata(its[chosen]) for its in controls)])
+        left, right = (_residuals(given, rankdata(each)) for each in (one, two))
+        spread = np.linalg.norm(left) * np.linalg.norm(right)
+        return float(left @ right / spread) if spread > 1e-9 * len(chosen) ** 2 else float("nan")
+
+    return bootstrapped(statistic, len(first), generator, name)
+
+
+def _residuals(given: Floats, values: Floats) -> Floats:
+    residuals: Floats = values - given @ np.linalg.lstsq(given, values, rcond=None)[0]
+    return residuals
