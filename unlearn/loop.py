@@ -96,14 +96,10 @@ def fit(
     """
     now = current()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-    new: Callable[[], torch.optim.Optimizer]
-    if optimiser == "sgd":
-        new = partial(torch.optim.SGD, trained, momentum=momentum, nesterov=nesterov, **settings)
-    else:
-        adam = torch.optim.Adam if optimiser == "adam" else torch.optim.AdamW
-        new = partial(adam, trained, betas=(momentum, 0.999), **settings)
-    optimisers: list[torch.optim.Optimizer] = [new() for _ in range(2 if second else 1)]
+    new = partial(
+        _optimiser, optimiser, trained, lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov
+    )
+    optimisers = [new() for _ in range(2 if second else 1)]
     model.to(memory_format=torch.channels_last)
 
     masked = _Masked(model, mask or {})
@@ -145,6 +141,15 @@ def fit(
         if finished:
             break
     return model.eval()
+
+
+def _optimiser(
+    kind: Optimiser, trained: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, nesterov: bool
+) -> torch.optim.Optimizer:
+    if kind == "sgd":
+        return torch.optim.SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+    return adam(trained, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay)
 
 
 def _epoch(

@@ -1,7 +1,6 @@
 """Guard rails: what a reader must know of an unlearned model before believing any other number of its row."""
 
 import numpy as np
-from safetensors.torch import load_file
 
 from unlearn.lab import Lab
 from unlearn.statistics import proportion
@@ -35,5 +34,5 @@ def remarks(lab: Lab) -> dict[str, str]:
 
 def same_bits(first: Stored, second: Stored) -> bool:
     """Whether two stored models have the same weights and buffers."""
-    ours, theirs = (load_file(stored.folder / "model.safetensors") for stored in (first, second))
-    return all(ours[name].numpy().tobytes() == theirs[name].numpy().tobytes() for name in ours)
+    ours, theirs = (stored.json("done.json")["model.safetensors"] for stored in (first, second))
+    return bool(ours == theirs)

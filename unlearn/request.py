@@ -78,8 +78,10 @@ class Request:
     def limited_to(self, needs: Set[str]) -> "Request":
         """The same request with every part that is not in `needs` emptied."""
         nothing = torch.zeros(0, dtype=torch.int64)
-        parts = ("forget", "retain", "validation")
-        return replace(self, **{part: getattr(self, part)[nothing] for part in parts if part not in needs})
+        parts = {"forget", "retain", "validation"} - needs
+        if "forget" in parts:
+            parts |= {"forget_numbers"}
+        return replace(self, **{part: getattr(self, part)[nothing] for part in parts})
 
 
 def needed(method: partial[Any]) -> frozenset[str]:
