@@ -103,10 +103,16 @@ def images_untouched(*images: Images) -> Iterator[None]:
         assert torch.equal(part.labels, labels)
 
 
-def assert_declared(measured: Mapping[str, float], metrics: Iterable[Metric]) -> None:
-    """Every number was declared, and every interval stands whole around its value."""
+def assert_declared(answer: Mapping[str, Any], metrics: Iterable[Metric]) -> None:
+    """Every number and refusal was declared, no array was, and every interval stands whole around its value."""
     plain = {metric.name: metric for metric in metrics}
     ends = {f"{name}{end}" for name, metric in plain.items() if metric.interval for end in ("_low", "_high")}
+    measured = {name: value for name, value in answer.items() if isinstance(value, int | float)}
+    refused = {name for name, value in answer.items() if isinstance(value, str)}
+    arrays = {name for name, value in answer.items() if isinstance(value, np.ndarray)}
+    assert answer.keys() == measured.keys() | refused | arrays
+    assert refused <= plain.keys()
+    assert not arrays & (plain.keys() | ends)
     assert measured.keys() <= plain.keys() | ends
     for name, value in measured.items():
         assert isinstance(value, float | int), name

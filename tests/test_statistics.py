@@ -5,10 +5,24 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import norm
-from sklearn.metrics import roc_auc_score
+from scipy.stats import norm, permutation_test, spearmanr, ttest_1samp
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
-from unlearn.statistics import auc, auc_components, auc_difference, proportion
+from unlearn.statistics import (
+    auc,
+    auc_components,
+    auc_difference,
+    best_threshold,
+    bootstrapped,
+    equivalence_pvalue,
+    holm,
+    mean,
+    permutation_pvalue,
+    proportion,
+    proportion_exact,
+    rank_correlation,
+    tpr_at_fpr,
+)
 
 Floats = NDArray[np.float64]
 REPETITIONS = 400
@@ -298,3 +312,140 @@ def test_other_published_intervals(count: int, trials: int, low: float, high: fl
 
 def test_no_trials_give_no_numbers() -> None:
     assert proportion(hits(0, 0), "x") == {}
+
+
+# Shares and means of a few
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "low", "high"),
+    # auditing.md, section 0: Clopper & Pearson's reference values, in percent
+    [(45, 4500, 0.73, 1.34), (10, 10_000, 0.05, 0.18), (1, 1_000, 0.003, 0.56), (0, 500, 0, 0.74)],
+)
+def test_an_exact_share_has_clopper_and_pearsons_interval(hits: int, trials: int, low: float, high: float) -> None:
+    measured = proportion_exact([number < hits for number in range(trials)], "x")
+    assert measured["x"] == hits / trials
+    assert 100 * measured["x_low"] == pytest.approx(low, abs=0.005)
+    assert 100 * measured["x_high"] == pytest.approx(high, abs=0.005)
+
+
+def test_a_mean_has_the_t_interval_and_a_single_value_none() -> None:
+    values = np.array([0.3, 0.5, 0.1, 0.9])
+    expected = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean(values, "x") == {
+        "x": values.mean(),
+        "x_low": pytest.approx(expected.low),
+        "x_high": pytest.approx(expected.high),
+    }
+    assert mean(values[:1], "x") == {"x": 0.3}
+
+
+# Points of the ROC
+
+
+@pytest.mark.parametrize("fpr", [0.01, 0.05, 0.3])
+def test_tpr_at_fpr_is_the_highest_of_the_roc_curve(fpr: float) -> None:
+    for positive, negative in (normal(0, 800, 1500, 1.0), tied(1, 900, 1400)):
+        labels = np.repeat([1, 0], [len(positive), len(negative)])
+        false, true, _ = roc_curve(labels, np.concatenate([positive, negative]), drop_intermediate=False)
+        measured = tpr_at_fpr(positive, negative, fpr, "x")
+        assert measured["x"] == pytest.approx(true[false <= fpr].max())
+        assert measured == {
+            **measured,
+            **proportion_exact([i < round(measured["x"] * len(positive)) for i in range(len(positive))], "x"),
+        }
+
+
+def test_tpr_at_fpr_of_equal_scores_is_zero_and_of_too_few_is_refused() -> None:
+    equal = np.zeros(1000)
+    assert tpr_at_fpr(equal, equal, 0.01, "x")["x"] == 0
+    positive, negative = normal(0, 1000, 999, 1.0)
+    assert tpr_at_fpr(positive, negative, 0.01, "x") == {"x": "needs at least 1000 negative images, and there are 999"}
+    assert isinstance(tpr_at_fpr(positive, np.append(negative, 0.0), 0.01, "x")["x"], float)
+
+
+def test_the_best_threshold_has_the_highest_balanced_accuracy() -> None:
+    for positive, negative in (normal(3, 40, 70, 1.0), tied(4)):
+        scores, labels = np.concatenate([positive, negative]), np.repeat([1, 0], [len(positive), len(negative)])
+        threshold, accuracy = best_threshold(positive, negative)
+        assert balanced_accuracy_score(labels, scores >= threshold) == pytest.approx(accuracy)
+        assert accuracy == pytest.approx(max(balanced_accuracy_score(labels, scores >= each) for each in scores))
+    assert best_threshold(np.zeros(5), np.ones(5))[1] == 0.5
+
+
+# Tests
+
+
+def test_the_permutation_pvalue_is_scipys() -> None:
+    first, second = normal(5, 30, 40, 0.5)
+
+    def distance(one: Floats, two: Floats) -> float:
+        return float(abs(one.mean() - two.mean()))
+
+    ours = permutation_pvalue(distance, first, second, np.random.default_rng(0), 4999)
+    theirs = permutation_test((first, second), distance, n_resamples=4999, alternative="greater", rng=1)
+    assert ours == pytest.approx(theirs.pvalue, abs=4 * math.sqrt(theirs.pvalue / 4999) + 1e-3)
+    assert permutation_pvalue(distance, first, first + 99, np.random.default_rng(0), 99) == 0.01
+
+
+def test_the_permutation_pvalue_of_nothing_is_uniform() -> None:
+    def distance(one: Floats, two: Floats) -> float:
+        return float(abs(one.mean() - two.mean()))
+
+    values = [
+        permutation_pvalue(distance, *normal(seed, 20, 25, 0.0), np.random.default_rng(seed), 99) for seed in range(200)
+    ]
+    for level in (0.05, 0.25, 0.5):
+        share = np.mean(np.array(values) <= level)
+        assert abs(share - level) < 4 * math.sqrt(level * (1 - level) / 200)
+
+
+def test_equivalence_is_two_one_sided_t_tests() -> None:
+    values = np.random.default_rng(6).normal(0.01, 0.02, 12)
+    error = values.std(ddof=1) / math.sqrt(12)
+    sides = [ttest_1samp(values, 0.05, alternative="less"), ttest_1samp(values, -0.05, alternative="greater")]
+    ours = equivalence_pvalue(values.mean(), error, 0.05, 11)
+    assert ours == pytest.approx(max(side.pvalue for side in sides))
+    assert equivalence_pvalue(0.05, error, 0.05, 11) == pytest.approx(0.5)
+    assert (equivalence_pvalue(0.01, 0.0, 0.05), equivalence_pvalue(0.05, 0.0, 0.05)) == (0.0, 1.0)
+
+
+def test_holms_adjusted_values_by_hand() -> None:
+    assert holm({"a": 0.03, "b": 0.01, "c": 0.04, "d": 0.005}) == pytest.approx(
+        {"d": 0.02, "b": 0.03, "a": 0.06, "c": 0.06}
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+# Resampling
+
+
+def test_the_bootstrap_interval_covers_the_mean_of_clusters() -> None:
+    covered = []
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        clusters = draw.normal(0, 1, 25)[:, None] + draw.normal(0, 0.1, (25, 10))  # images of one model hang together
+
+        def statistic(chosen: NDArray[np.int64], clusters: Floats = clusters) -> float:
+            return float(clusters[chosen].mean())
+
+        measured = bootstrapped(statistic, 25, draw, "x", 199)
+        covered.append(measured["x_low"] <= 0 <= measured["x_high"])
+        assert measured["x"] == pytest.approx(clusters.mean())
+    assert 0.85 < np.mean(covered) <= 1  # of single images it would be 0.5
+    assert bootstrapped(lambda chosen: math.nan, 3, np.random.default_rng(0), "x", 9).keys() == {"x"}
+
+
+def test_rank_correlation_is_spearmans_and_the_partial_one_removes_the_control() -> None:
+    draw = np.random.default_rng(7)
+    cause = draw.normal(0, 1, 300)
+    first, second = cause + draw.normal(0, 0.5, 300), cause + draw.normal(0, 0.5, 300)
+    plain = rank_correlation(first, second, np.random.default_rng(0), "x")
+    assert plain["x"] == pytest.approx(spearmanr(first, second).statistic)
+    assert plain["x_low"] > 0.5
+    partial = rank_correlation(first, second, np.random.default_rng(0), "x", [cause])
+    one, two, three = spearmanr(first, second)[0], spearmanr(first, cause)[0], spearmanr(second, cause)[0]
+    assert partial["x"] == pytest.approx((one - two * three) / math.sqrt((1 - two**2) * (1 - three**2)))
+    assert partial["x_low"] < 0.1
+    assert math.isnan(rank_correlation(np.ones(9), first[:9], np.random.default_rng(0), "x")["x"])

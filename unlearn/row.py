@@ -43,7 +43,8 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
             "overrides": [word for word in overrides if not word.startswith(ELSEWHERE)],
             "config": portable(lab.settings),
             "remarks": found,
-            "metrics": {role: measured(lab, role) if role in roles else {} for role in ROLES},
+            "metrics": {role: measured(lab, role) if role in roles else {} for role in lab.roles},
+            "refused": {role: refusals for role in roles if (refusals := refused(lab, role))},
             "cost": {role: lab.subject(role).cost for role in roles},
             "models": {role: [stored.key for stored in lab.stored(role)] for role in roles},
             "precision": lab.precision,
@@ -77,7 +78,7 @@ def sound(lab: Lab) -> tuple[tuple[str, ...], dict[str, str]]:
     for role in made:
         lab.subject(role)
     try:
-        return ROLES, remarks(lab)
+        return lab.roles, remarks(lab)
     except DivergedError as error:
         return made, {"diverged": str(error)}
 
@@ -94,6 +95,11 @@ def measured(lab: Lab, role: str) -> dict[str, float]:
     for name in lab.auditors:
         metrics |= lab.audit(name, lab.subject(role))
     return metrics
+
+
+def refused(lab: Lab, role: str) -> dict[str, str]:
+    """The metrics that the chosen auditors refuse to give for one role, each with the reason."""
+    return {metric: why for name in lab.auditors for metric, why in lab.refused(name, lab.subject(role)).items()}
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:

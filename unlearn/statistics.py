@@ -19,6 +19,12 @@ def proportion(hits: NDArray[np.bool_], name: str) -> dict[str, float]:
     return {name: float(hits.mean()), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
 
 
+def proportion_exact(hits: Sequence[bool], name: str) -> dict[str, float]:
+    """A share of a few trials with its exact 95 % interval (Clopper & Pearson, Biometrika 1934)."""
+    interval = binomtest(sum(hits), len(hits)).proportion_ci(LEVEL, method="exact")
+    return {name: sum(hits) / len(hits), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
+
+
 def mean(values: Floats, name: str) -> dict[str, float]:
     """The mean of independent values with its 95 % t-interval; of a single value, no interval."""
     measured = {name: float(values.mean())}

@@ -70,6 +70,12 @@ class Laboratory(Protocol):
     def reference(self) -> Subject:
         """The retrained model."""
 
+    def subject(self, role: str) -> Subject:
+        """The model of a role: `original`, `retrained`, `unlearned`, or `independent`, a second retrained model."""
+
+    def verdicts(self, subject: Subject) -> dict[str, float]:
+        """The verdicts of all other auditors that were chosen: metric -> 1 for passed, 0 for failed."""
+
     def references(self, count: int) -> Iterator[Shadow]:
         """`count` reference models, an even number, shared by all methods, forget sets and seeds.
 

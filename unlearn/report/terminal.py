@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from unlearn.lab import ROLES
 from unlearn.metrics import Metric
 from unlearn.remarks import TITLES
+
+SHOWN = ("original", "independent", "retrained", "unlearned")  # what checks the audits comes first
 
 
 class Progressing:
@@ -58,17 +59,20 @@ def show(row: Mapping[str, Any], metrics: Mapping[str, tuple[str, Metric]]) -> N
         title=f"{names} · seed {row['seed']} · split {row['split']} · {row['forget']['count']} images forgotten"
     )
     table.add_column("metric")
-    for role in (*ROLES, "gap to retrained"):
+    roles = [role for role in SHOWN if role in row["metrics"]]
+    for role in (*roles, "gap to retrained"):
         table.add_column(role, justify="right", no_wrap=True)
     for name, (_, metric) in metrics.items():
-        values = [row["metrics"][role].get(name) for role in ROLES]
-        if any(value is not None for value in values):
-            cells = [written(row["metrics"][role], metric) for role in ROLES]
-            table.add_row(metric.title, *cells, difference(values[2], values[1], metric))
-    console = Console(width=None if sys.stdout.isatty() else 140)
+        values = {role: row["metrics"][role].get(name) for role in roles}
+        if any(value is not None for value in values.values()):
+            cells = [written(row["metrics"][role], metric) for role in roles]
+            table.add_row(metric.title, *cells, difference(values["unlearned"], values["retrained"], metric))
+    console = Console(width=None if sys.stdout.isatty() else 140 + 25 * (len(roles) - 3))
     console.print(table)
     for name, reason in row.get("remarks", {}).items():
         console.print(f"[bold]{row['method']}: {TITLES[name]}[/] ({escape(reason)})", highlight=False)
+    for name, reason in {key: why for its in row.get("refused", {}).values() for key, why in its.items()}.items():
+        console.print(f"{metrics[name][1].title}: not given ({escape(reason)})", highlight=False)
 
 
 def written(values: Mapping[str, Any], metric: Metric) -> str:
