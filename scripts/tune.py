@@ -23,12 +23,11 @@ from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
+from unlearn.configuration import composed
 from unlearn.lab import GROUPS, Lab
 from unlearn.loop import DivergedError
 from unlearn.report.terminal import Progressing
@@ -70,19 +69,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 # What is asked for
-
-
-def composed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The resolved settings that words stand for, and the file chosen in each group. Raises a `SettingError`."""
-    try:
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            config = compose("config", overrides=list(words), return_hydra_config=True)
-        with open_dict(config):
-            job = config.pop("hydra")
-        settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise SettingError("words", shlex.join(words), " ".join(str(error).split())) from error
-    return settings, dict(job.runtime.choices)
 
 
 def ranges(method: str) -> dict[str, Any]:
