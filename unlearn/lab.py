@@ -272,15 +272,6 @@ class Lab:
         checking = any(companion(auditor, "EVERY", False) for auditor in self.auditors.values())
         return (*ROLES, "independent") if checking else ROLES
 
-    def verdicts(self, subject: Subject) -> dict[str, float]:
-        """The verdicts of all other auditors that were chosen: metric -> 1 for passed, 0 for failed."""
-        names = [name for name, auditor in self.auditors.items() if not companion(auditor, "EVERY", False)]
-        measured = {metric: value for name in names for metric, value in self.audit(name, subject).items()}
-        return {name: value for name, value in measured.items() if self._is_verdict(name) and value is not None}
-
-    def _is_verdict(self, metric: str) -> bool:
-        return metric in self.metrics and self.metrics[metric][1].unit == "verdict"
-
     def stored(self, role: str) -> list[Stored]:
         """The models behind a role; more than one when several requests were met in turn.
 

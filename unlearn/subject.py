@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unlearn.data.images import Images
-from unlearn.metrics import Measured
+from unlearn.metrics import Measured, Metric
 from unlearn.request import Recipe
 from unlearn.signals import Signals
 from unlearn.streams import Streams
@@ -62,6 +63,8 @@ class Laboratory(Protocol):
     """
 
     streams: Streams
+    auditors: Mapping[str, partial[Any]]
+    metrics: Mapping[str, tuple[str, Metric]]
 
     @property
     def training(self) -> Recipe:
@@ -72,9 +75,6 @@ class Laboratory(Protocol):
 
     def subject(self, role: str) -> Subject:
         """The model of a role: `original`, `retrained`, `unlearned`, or `independent`, a second retrained model."""
-
-    def verdicts(self, subject: Subject) -> dict[str, float]:
-        """The verdicts of all other auditors that were chosen: metric -> 1 for passed, 0 for failed."""
 
     def references(self, count: int) -> Iterator[Shadow]:
         """`count` reference models, an even number, shared by all methods, forget sets and seeds.

@@ -12,6 +12,7 @@ of the retrained model. Verdicts on the same models are not independent of each 
 """
 
 from unlearn.metrics import Answer, Metric
+from unlearn.settings import companion
 from unlearn.statistics import proportion_exact
 from unlearn.subject import Laboratory, Subject
 
@@ -25,10 +26,18 @@ METRICS = (
 
 def self_check(subject: Subject, lab: Laboratory) -> Answer:
     """Shares of the verdicts, with exact intervals; the same for every subject of a row."""
-    retrained, original = (lab.verdicts(lab.subject(role)) for role in ("independent", "original"))
+    retrained, original = (verdicts(lab.subject(role), lab) for role in ("independent", "original"))
     if not retrained or not original:
         return {metric.name: "no auditor that was chosen gives a verdict" for metric in METRICS}
     return {
         **proportion_exact([value == 1 for value in retrained.values()], METRICS[0].name),
         **proportion_exact([value == 0 for value in original.values()], METRICS[1].name),
     }
+
+
+def verdicts(subject: Subject, lab: Laboratory) -> dict[str, float]:
+    """What all other auditors that were chosen say of a model: metric -> 1 for passed, 0 for failed."""
+    names = [name for name, auditor in lab.auditors.items() if not companion(auditor, "EVERY", False)]
+    measured = {metric: value for name in names for metric, value in lab.audit(name, subject).items()}
+    declared = {name for name, (_, metric) in lab.metrics.items() if metric.unit == "verdict"}
+    return {name: value for name, value in measured.items() if name in declared and value is not None}

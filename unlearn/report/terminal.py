@@ -53,26 +53,39 @@ class Progressing:
 
 
 def show(row: Mapping[str, Any], metrics: Mapping[str, tuple[str, Metric]]) -> None:
-    """Print a row as a table: one metric a line, the three models side by side, the gap of unlearned to retrained."""
+    """Print a row: its metrics, and what must be said of the unlearned model."""
     names = " · ".join(str(row[key]) for key in ("dataset", "model", "train", "scenario", "method"))
-    table = Table(
-        title=f"{names} · seed {row['seed']} · split {row['split']} · {row['forget']['count']} images forgotten"
-    )
+    title = f"{names} · seed {row['seed']} · split {row['split']} · {row['forget']['count']} images forgotten"
+    console = show_metrics(title, row["metrics"], metrics, row.get("refused", {}))
+    for name, reason in row.get("remarks", {}).items():
+        console.print(f"[bold]{row['method']}: {TITLES[name]}[/] ({escape(reason)})", highlight=False)
+
+
+def show_metrics(
+    title: str,
+    measured: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, tuple[str, Metric]],
+    refused: Mapping[str, Mapping[str, str]],
+) -> Console:
+    """Print a table: one metric a line, the models side by side, the gap of unlearned to retrained, and the refusals.
+
+    `measured` has the values of each role, and `refused` the reasons. Gives the console, for what is to follow.
+    """
+    roles = [role for role in SHOWN if role in measured]
+    table = Table(title=title)
     table.add_column("metric")
-    roles = [role for role in SHOWN if role in row["metrics"]]
     for role in (*roles, "gap to retrained"):
         table.add_column(role, justify="right", no_wrap=True)
     for name, (_, metric) in metrics.items():
-        values = {role: row["metrics"][role].get(name) for role in roles}
+        values = {role: measured[role].get(name) for role in roles}
         if any(value is not None for value in values.values()):
-            cells = [written(row["metrics"][role], metric) for role in roles]
-            table.add_row(metric.title, *cells, difference(values["unlearned"], values["retrained"], metric))
-    console = Console(width=None if sys.stdout.isatty() else 140 + 25 * (len(roles) - 3))
+            cells = [written(measured[role], metric) for role in roles]
+            table.add_row(metric.title, *cells, difference(values.get("unlearned"), values.get("retrained"), metric))
+    console = Console(width=None if sys.stdout.isatty() else 140 + 25 * max(0, len(roles) - 3))
     console.print(table)
-    for name, reason in row.get("remarks", {}).items():
-        console.print(f"[bold]{row['method']}: {TITLES[name]}[/] ({escape(reason)})", highlight=False)
-    for name, reason in {key: why for its in row.get("refused", {}).values() for key, why in its.items()}.items():
+    for name, reason in {key: why for its in refused.values() for key, why in its.items()}.items():
         console.print(f"{metrics[name][1].title}: not given ({escape(reason)})", highlight=False)
+    return console
 
 
 def written(values: Mapping[str, Any], metric: Metric) -> str:
