@@ -1,6 +1,9 @@
 """Reference models and their relatives: who was trained on what, who shares what, and what an auditor may answer."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from laws import ROOT
 from torch import nn
 
 from unlearn import lab as labs
@@ -279,3 +283,40 @@ def test_self_check_gives_the_row_an_independent_retrain_and_counts_verdicts(
     alone = compose(["train.epochs=1", "auditor=[accuracy,self_check]", "objective=test_accuracy"])
     refused = row(Lab(alone.settings), alone.choices, [])[0]["refused"]["unlearned"]
     assert refused["self_check_original_failed"] == "no auditor that was chosen gives a verdict"
+
+
+# scripts/train_references.py
+
+
+def references(store: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    given = ["wandb.mode=disabled", f"store={store}", f"dataset.root={store.parent}", "train.epochs=2", *words]
+    command = [sys.executable, str(ROOT / "scripts" / "train_references.py"), *given]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_several_processes_train_each_reference_once(tmp_path: Path) -> None:
+    done = references(tmp_path / "store", "--count", "4", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    trained = {line.split(":")[0] for line in done.stderr.splitlines() if "epoch 2/2" in line}
+    assert trained == {f"original, seed half/{number}" for number in range(4)}
+    assert done.stderr.count("epoch 2/2") == 4
+    assert len(list((tmp_path / "store" / "originals").glob("*/done.json"))) == 4
+    again = references(tmp_path / "store", "--count", "4")
+    assert "epoch" not in again.stderr
+    assert again.stdout.startswith("4 reference models in")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--count", "3"], "--count=3: must be even"),
+        (["--jobs", "0"], "--jobs=0: must be greater than 0"),
+        (["model=none"], "words=.*could not find 'model/none'"),
+        (["train.lr=-1"], "train.lr=-1: must be greater than or equal to 0"),
+    ],
+)
+def test_wrong_words_are_one_line(words: list[str], said: str, tmp_path: Path) -> None:
+    done = references(tmp_path / "store", *words)
+    assert done.returncode == 1
+    assert re.match(f"error: {said}", done.stderr, re.IGNORECASE), done.stderr
+    assert len(done.stderr.splitlines()) == 1
