@@ -23,7 +23,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, TypeAdapter
 
-from unlearn.report.table import Row, markdown, read
+from unlearn.report.table import CONTESTANTS, Row, markdown, read
 
 ROOT = Path(__file__).resolve().parents[1]
 LETTERS = (
@@ -31,6 +31,7 @@ LETTERS = (
     "n_f, n_r and n are their numbers; theta_o is the original's weights, z its scores and h its features."
     " The rest are settings."
 )
+FOLDERS = {"method": "methods", "auditor": "audits"}
 MARK = "<!-- written by scripts/pages.py: change what it reads, then `make pages` -->"
 TYPES = {"boolean": "`true`, `false`", "null": "`null`", "string": "text", "object": "mapping", "array": "list"}
 BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤", "minItems": "with at least"}
@@ -157,6 +158,7 @@ def prose(docstring: str) -> str:
 
 def linked(text: str) -> str:
     """Papers and released code, as links."""
+    text = re.sub(r"^(Exact retraining|Known failure modes):", r"**\1:**", text, flags=re.MULTILINE)
     text = re.sub(r"(?<!\[)arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     return re.sub(r"(; code\s)([\w-]+/[\w-]+)", r"\1[\2](https://github.com/\2)", text)
 
@@ -216,6 +218,17 @@ def numbers(it: Entry) -> Iterator[str]:
             yield f"From [{place}](../../{place}).{said}\n\n{markdown(ours)}"
 
 
+def calibration(it: Entry) -> Iterator[str]:
+    """For each folder of rows in which both controls were audited by it: what they score."""
+    for folder, rows in committed().items():
+        controls = [row for row in rows if row["method"] in CONTESTANTS and it.name in row["auditors"]]
+        measured = {name for row in controls for name in row["metrics"]["unlearned"]}
+        columns = [metric.name for metric in it.module.METRICS if metric.name in measured]
+        if columns and {row["method"] for row in controls} == {*CONTESTANTS}:
+            place = folder.relative_to(ROOT)
+            yield f"From [{place}](../../{place}).\n\n{markdown(controls, columns)}"
+
+
 def mentions(name: str) -> Iterator[str]:
     """Links to the headings of hand-written pages that begin with a name."""
     for file in sorted((ROOT / "docs").glob("*.md")):
@@ -231,7 +244,8 @@ def page(it: Entry) -> str:
     facts = [f"Needs: {given}."] if it.group == "method" else []
     facts.append(f"Sources: {', '.join(f'[{file}](../../{file})' for file in files)}.")
     facts += [f"More: {', '.join(found)}."] if (found := list(mentions(it.name))) else []
-    tables = list(numbers(it)) if it.group == "method" else [metric_table(it)]
+    ours = list(numbers(it) if it.group == "method" else calibration(it))
+    heading = "## Our numbers" if it.group == "method" else "## What an exact retrain scores, and the original"
     parts = [
         f"# {it.name}\n\n{MARK}",
         prose(it.module.__doc__),
@@ -239,8 +253,8 @@ def page(it: Entry) -> str:
         " ".join(facts),
         f"## Settings\n\n{prose(it.function.__doc__)}",
         setting_table(it),
-        *(["## Our numbers"] if it.group == "method" and tables else []),
-        *tables,
+        *([metric_table(it)] if it.group == "auditor" else []),
+        *([heading, *ours] if ours else []),
     ]
     return linked("\n\n".join(parts)) + "\n"
 
@@ -257,7 +271,7 @@ def pages() -> dict[Path, str]:
     """Every page and its text."""
     found = {}
     for group in ("method", "auditor"):
-        folder = ROOT / "docs" / f"{group}s"
+        folder = ROOT / "docs" / FOLDERS[group]
         found[folder / "README.md"] = index(group)
         found |= {folder / f"{it.name}.md": page(it) for it in entries(group)}
     return found

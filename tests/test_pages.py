@@ -19,11 +19,11 @@ from unlearn.settings import Count, Index, NotNegative, Positive, Probability, S
 
 pages = importlib.import_module("scripts.pages")
 EVERY = [(group, name) for group in ("method", "auditor") for name in stems(group)]
-FILES = sorted(file for group in ("methods", "auditors") for file in (ROOT / "docs" / group).glob("*.md"))
+FILES = sorted(file for group in pages.FOLDERS.values() for file in (ROOT / "docs" / group).glob("*.md"))
 
 
 def text_of(group: str, name: str) -> str:
-    return (ROOT / "docs" / f"{group}s" / f"{name}.md").read_text()
+    return (ROOT / "docs" / pages.FOLDERS[group] / f"{name}.md").read_text()
 
 
 def rendered(markdown: str) -> str:
@@ -51,6 +51,13 @@ def test_every_yaml_has_a_page_that_lists_all_its_keys(group: str, name: str) ->
 def test_a_methods_page_begins_with_its_idea_and_an_equation(name: str) -> None:
     html = rendered(text_of("method", name)).split("-->", 1)[1]
     assert re.match(r"\s*<p>[^<]+</p>\s*<pre><code>[^<]*(theta|minimise)[^<]*</code></pre>", html)
+
+
+@pytest.mark.parametrize("name", stems("auditor"))
+def test_an_auditors_card_says_what_a_retrain_scores_and_where_it_fails(name: str) -> None:
+    html = rendered(text_of("auditor", name))
+    for head in ("Exact retraining:", "Known failure modes:"):
+        assert re.search(rf"<p><strong>{head}</strong> \w[^<]{{40,}}", html), head
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
