@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from laws import ROOT
 from torch import nn
 
@@ -20,6 +19,7 @@ from unlearn import lab as labs
 from unlearn.auditors import accuracy as accuracy_file
 from unlearn.data.images import Images
 from unlearn.lab import ROLES, Lab
+from unlearn.lease import Lease
 from unlearn.report.terminal import show
 from unlearn.request import Recipe
 from unlearn.row import row
@@ -191,10 +191,9 @@ def test_the_independent_retrain_is_the_contestant_of_method_retrain(lab: Labs) 
 
 def test_what_another_process_is_making_is_left_for_the_end(lab: Labs, monkeypatch: pytest.MonkeyPatch) -> None:
     its = lab(*SHORT)
-    lock = FileLock(its.store.root / "locks" / f"originals-{key_of('originals', its._shadow(0).recipe())}.lock")
-    (its.store.root / "locks").mkdir(exist_ok=True)
+    lease = Lease(its.store.root / "locks", f"originals-{key_of('originals', its._shadow(0).recipe())}", print)
     seen = trained_on(its, monkeypatch)
-    lock.acquire()
+    lease.__enter__()
     with pytest.raises(BusyError), without_waiting():
         its._shadow(0).original()
     order: list[int] = []
@@ -206,7 +205,7 @@ def test_what_another_process_is_making_is_left_for_the_end(lab: Labs, monkeypat
         finally:
             order.append(int(self.half or 0))
             if len(order) == 4:  # all have been tried; the other process is done
-                lock.release()
+                lease.__exit__(None, None, None)
 
     monkeypatch.setattr(Lab, "original", watched)
     assert len(list(its.references(4))) == 4

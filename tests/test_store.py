@@ -316,7 +316,7 @@ def test_two_processes_make_a_thing_once_and_the_waiting_one_says_for_whom(root:
     assert others[0].returncode == 0, errors
     assert output == f"{stored.key}\n"
     assert f"waiting for {socket.gethostname()}:{os.getpid()}, " in told[0]
-    assert f"{root / 'locks'}/originals-{stored.key}" in told[0]
+    assert f"which is making {root / 'originals' / stored.key}" in told[0]
     assert errors == ""
 
 

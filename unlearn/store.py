@@ -9,10 +9,9 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
+from unlearn.lease import Lease
 from unlearn.settings import SettingError
 from unlearn.streams import forked
 
@@ -116,16 +115,22 @@ class Store:
             return found
         folder = self.root / kind / key_of(kind, recipe)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _Lock(self.root / "locks" / f"{kind}-{folder.name}.lock"):
+
+        def waiting(holder: str) -> None:
+            if not _patient.get():
+                raise BusyError(f"{kind}-{folder.name}")
+            print(f"store: waiting for {holder}, which is making {folder}", file=sys.stderr, flush=True)
+
+        with Lease(self.root / "locks", f"{kind}-{folder.name}", waiting) as lease:
             found = self.find(kind, recipe)
             if found is None:
-                if folder.exists():  # under the lock: another process may have made it again meanwhile
+                if folder.exists():  # with the lease: another process may have made it again meanwhile
                     self._set_aside(folder, _fault(folder, recipe))
-                self._make(folder, recipe, make)
+                self._make(folder, recipe, make, lease)
                 found = self._verified[folder] = Stored(kind, folder.name, folder)
         return found
 
-    def _make(self, folder: Path, recipe: dict[str, Any], make: Callable[[Path], None]) -> None:
+    def _make(self, folder: Path, recipe: dict[str, Any], make: Callable[[Path], None], lease: Lease) -> None:
         partial = folder.with_suffix(".partial")
         partial.mkdir(exist_ok=True)
         for leftover in partial.iterdir():
@@ -141,6 +146,7 @@ class Store:
         shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         write_json(partial / "recipe.json", recipe)
         write_json(partial / "done.json", {file.name: file_checksum(file) for file in sorted(partial.iterdir())})
+        lease.check()
         os.replace(partial, folder)
 
     def _set_aside(self, folder: Path, fault: str | None) -> None:
@@ -159,33 +165,6 @@ def write_json(file: Path, value: object) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, file)
-
-
-class _Lock:
-    """One maker a key. Whoever waits says for whom; a holder that dies frees the lock."""
-
-    def __init__(self, file: Path) -> None:
-        file.parent.mkdir(exist_ok=True)
-        self.file, self.lock = file, FileLock(file)
-
-    def __enter__(self) -> None:
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            if not _patient.get():
-                raise BusyError(self.file.stem) from None
-            name = "another process"
-            with suppress(FileNotFoundError):  # it may be done by now
-                name = self.file.with_suffix(".holder").read_text() or name
-            print(
-                f"store: waiting for {name}, which is making {self.file.with_suffix('')}", file=sys.stderr, flush=True
-            )
-            self.lock.acquire()
-        self.file.with_suffix(".holder").write_text(f"{socket.gethostname()}:{os.getpid()}")
-
-    def __exit__(self, *error: object) -> None:
-        self.file.with_suffix(".holder").unlink(missing_ok=True)
-        self.lock.release()
 
 
 def _fault(folder: Path, recipe: dict[str, Any]) -> str | None:
