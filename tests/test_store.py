@@ -185,16 +185,16 @@ def test_damage_upon_damage_keeps_every_piece(root: Path, capsys: pytest.Capture
 
 
 def test_what_another_process_has_made_again_is_not_set_aside(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, make, fault = made(root).folder, Maker(), stores._fault
+    folder, make, fault = made(root).folder, Maker(), stores.fault
     (folder / "weights.bin").write_bytes(b"damage")
 
     def slowly(*asked: Any) -> str | None:
-        monkeypatch.setattr(stores, "_fault", fault)
+        monkeypatch.setattr(stores, "fault", fault)
         found = fault(*asked)
         Store(root).get("originals", RECIPE, make)  # meanwhile the other one finds the same damage
         return found
 
-    monkeypatch.setattr(stores, "_fault", slowly)
+    monkeypatch.setattr(stores, "fault", slowly)
     Store(root).get("originals", RECIPE, make)
     assert make.calls == 1
     assert len(list((root / "set_aside").iterdir())) == 1

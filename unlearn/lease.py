@@ -172,3 +172,9 @@ def _dead(content: str) -> bool:
 def _holder(content: str) -> str:
     its = _parsed(content)
     return f"{its['host']}:{its['pid']}" if {"host", "pid"} <= its.keys() else "another process"
+
+
+def living(folder: Path, name: str) -> bool:
+    """Whether somebody holds a lease, or may hold it: one of another machine counts until it is taken over."""
+    highest = Lease(folder, name, print)._highest()
+    return highest is not None and not _dead(_read(highest))

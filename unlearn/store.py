@@ -99,7 +99,7 @@ class Store:
         key = key_of(kind, recipe)
         folder = self.root / kind / key
         if folder not in self._verified:
-            if not folder.exists() or _fault(folder, recipe):
+            if not folder.exists() or fault(folder, recipe):
                 return None
             self._verified[folder] = Stored(kind, key, folder)
         return self._verified[folder]
@@ -125,7 +125,7 @@ class Store:
             found = self.find(kind, recipe)
             if found is None:
                 if folder.exists():  # with the lease: another process may have made it again meanwhile
-                    self._set_aside(folder, _fault(folder, recipe))
+                    self._set_aside(folder, fault(folder, recipe))
                 self._make(folder, recipe, make, lease)
                 found = self._verified[folder] = Stored(kind, folder.name, folder)
         return found
@@ -167,7 +167,8 @@ def write_json(file: Path, value: object) -> None:
     os.replace(temporary, file)
 
 
-def _fault(folder: Path, recipe: dict[str, Any]) -> str | None:
+def fault(folder: Path, recipe: dict[str, Any]) -> str | None:
+    """What is wrong with a folder that should hold what `recipe` makes; None if nothing is."""
     try:
         done = json.loads((folder / "done.json").read_text())
         if json.loads((folder / "recipe.json").read_text()) != json.loads(json.dumps(recipe)):
