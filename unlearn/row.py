@@ -4,6 +4,7 @@ import datetime
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from unlearn.lab import ROLES, Lab
 from unlearn.loop import DivergedError
 from unlearn.remarks import remarks
-from unlearn.store import write_json
+from unlearn.store import key_of, write_json
 
 SCHEMA = 1
 GROUPS = ("dataset", "model", "train", "scenario", "method")
@@ -24,7 +25,8 @@ PACKAGES = ("unlearn", "torch", "torchvision", "numpy", "scipy", "scikit-learn",
 def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dict[str, Any], Path]:
     """The row of a lab's configuration and its file: read from the store, or made and stored now.
 
-    `choices` names the file chosen in each configuration group; `overrides` are the words of the command line.
+    `choices` names the file chosen in each configuration group; `overrides` are the words of the command line. Whatever
+    ends the making before the row is complete leaves its reason beside it, in `<store>/rows/<id>.failed`.
     """
     recipe = identity(lab, choices)
 
@@ -52,8 +54,22 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
         }
         write_json(folder / "row.json", document)
 
-    kept = lab.store.get("rows", recipe, make)
+    failed = lab.store.root / "rows" / f"{key_of('rows', recipe)}.failed"
+    try:
+        kept = lab.store.get("rows", recipe, make)
+    except BaseException as error:
+        with suppress(OSError):  # on a full disk the error itself still comes out
+            write_json(failed, {"reason": reason(error), "overrides": overrides, **surroundings(lab.device)})
+        raise
+    failed.unlink(missing_ok=True)
     return kept.json("row.json"), kept.folder / "row.json"
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def identity(lab: Lab, choices: Mapping[str, str]) -> dict[str, Any]:

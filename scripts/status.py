@@ -1,0 +1,113 @@
+"""python scripts/status.py sweep=NAME [group=choice] [key=value] ...: how far a sweep is.
+
+Words are those of the `run.py` command that the sweep was started with, without `-m`. Says of each job that is not
+done whether it is running, has failed (and why), was begun, or is missing, and ends with the command that continues the
+sweep, which makes only what is missing. Exit status 0 when all is done, 3 when something is not.
+"""
+
+import argparse
+import itertools
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unlearn.configuration import CONF, composed
+from unlearn.lab import Lab
+from unlearn.lease import living
+from unlearn.row import identity
+from unlearn.settings import SettingError
+from unlearn.store import key_of
+
+ORDER = ("done", "running", "failed", "begun", "refused", "missing")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("words", nargs="+", help="as for run.py; values may be swept over, as after -m")
+    return result
+
+
+def jobs(words: Sequence[str]) -> list[list[str]]:
+    """The words of each job of a sweep, as Hydra's sweeper makes them. Raises a `SettingError`."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parse = OverridesParser.create(config_loader=loader)
+            given = parse.parse_overrides(list(words))
+            single = [each.input_line for each in given if each.input_line and not each.is_sweep_override()]
+            first = [next(values(each)) if each.is_sweep_override() else each.input_line for each in given]
+            config = compose("config", overrides=[word for word in first if word], return_hydra_config=True)
+            params: Any = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create(), resolve=False)
+            own = parse.parse_overrides([f"{key}={value}" for key, value in (params or {}).items()])
+            named = {each.key_or_group for each in given}
+            swept = [each for each in given if each.is_sweep_override()]
+            swept += [each for each in own if each.key_or_group not in named]
+            products = itertools.product(*(list(values(each)) for each in swept))
+            return [[*single, *chosen] for chosen in products]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError("words", shlex.join(words), " ".join(str(error).split())) from error
+
+
+def values(override: Override) -> Iterator[str]:
+    """`key=value` for each value of a word, swept over or not."""
+    if not override.is_sweep_override():
+        yield override.input_line or ""
+        return
+    for value in override.sweep_string_iterator():
+        yield f"{override.get_key_element()}={value}"
+
+
+def state(words: Sequence[str]) -> tuple[str, str]:
+    """How far one job is, and what must be said of it."""
+    try:
+        settings, choices = composed(words)
+        lab = Lab(settings)
+    except SettingError as error:
+        return "refused", str(error)
+    recipe = identity(lab, choices)
+    rows, key = lab.store.root / "rows", key_of("rows", recipe)
+    if lab.store.find("rows", recipe):
+        return "done", ""
+    if living(lab.store.root / "locks", f"rows-{key}"):
+        return "running", ""
+    if (rows / f"{key}.failed").exists():
+        return "failed", str(json.loads((rows / f"{key}.failed").read_text())["reason"])
+    return ("begun", "and killed") if (rows / f"{key}.partial").exists() else ("missing", "")
+
+
+def main() -> None:
+    """Print a line for each job that is not done, the counts, and the command that goes on."""
+    options = parser().parse_args()
+    try:
+        every = jobs(options.words)
+    except SettingError as error:
+        sys.exit(f"error: {error}")
+    common = set.intersection(*(set(words) for words in every)) if len(every) > 1 else set()
+    counts: Counter[str] = Counter()
+    for words in every:
+        found, said = state(words)
+        counts[found] += 1
+        if found != "done":
+            own = shlex.join(word for word in words if word not in common)
+            print(f"{found}: {own}" + (f" ({said})" if said else ""))
+    print(", ".join(f"{counts[name]} {name}" for name in ORDER if counts[name]) + f", of {len(every)} jobs")
+    if counts["done"] < len(every):
+        several = "" if any(word.startswith("sweep=") for word in options.words) else "-m "
+        print(f"python run.py {several}{shlex.join(options.words)}")
+        sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
