@@ -4,16 +4,19 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from unlearn.data.images import Data, Images, as_model_input
 from unlearn.metrics import Metric
+from unlearn.session import Session, session
 
 ROOT = Path(__file__).resolve().parents[1]
 State = dict[str, bytes]
@@ -129,3 +132,36 @@ def assert_positions(positions: Tensor, data: Data) -> None:
     assert positions[0] >= 0
     assert positions[-1] < len(data.train)
     assert (positions.diff() > 0).all()
+
+
+class Killed(BaseException):
+    """An end from outside."""
+
+
+def kill(run: Callable[[], nn.Module], folder: Path, lines: int) -> None:
+    """End a run when it shows that many lines of its history; its unfinished work stays in the folder."""
+    shown = count(1)
+
+    def show(*_: Any) -> None:
+        if next(shown) == lines:
+            raise Killed
+
+    with pytest.raises(Killed), session(checkpoint=folder, checkpoint_seconds=0.0, show=show):
+        run()
+
+
+def assert_an_interruption_leaves_no_trace(run: Callable[[], nn.Module], folder: Path, *lines: int) -> Session:
+    """Killed at any of these lines, a run goes on to the model, work and history of the undisturbed one, returned."""
+    with session() as undisturbed:
+        expected = state_of(run())
+    for number in lines:
+        kill(run, folder / str(number), number)
+        with session(checkpoint=folder / str(number), checkpoint_seconds=0.0) as continued:
+            assert changed(expected, state_of(run())) == set()
+        assert continued.sample_gradients == undisturbed.sample_gradients
+        assert _untimed(continued) == _untimed(undisturbed)
+    return undisturbed
+
+
+def _untimed(its: Session) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in its.history]

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws import changed, flags_of, state_of, stems, yaml_of
+from laws import assert_an_interruption_leaves_no_trace, changed, flags_of, state_of, stems, yaml_of
 from numpy.typing import NDArray
+from problems import CPU, Problem, cut, keys
 from scipy.spatial.distance import cosine
 from scipy.special import log_softmax
 from torch import Tensor, nn
@@ -33,53 +35,14 @@ from unlearn.streams import Streams
 from unlearn.surrogates import patchwork
 
 Array = NDArray[Any]
-CPU = torch.device("cpu")
 FORGET, RETAIN, CLASSES = 97, 257, 10
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A trained original and requests to it."""
-
-    lab: Lab
-    request: Request
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-    def student(self) -> nn.Module:
-        """The original, its weights a little off."""
-        model, generator = self.original(), torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=generator))
-        return model
-
-    def whole(self, classes: list[int]) -> Request:
-        """All images of some classes to forget, and images of all others to keep."""
-        train = self.lab.data.train
-        gone = torch.isin(train.labels, torch.tensor(classes))
-        kept = (~gone).nonzero().flatten()[:RETAIN]
-        return replace(self.request, forget=train[gone.nonzero().flatten()], retain=train[kept])
 
 
 @pytest.fixture(scope="module")
 def problem(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
     lab = Lab(composing(tmp_path_factory.mktemp("features"), ["train.epochs=12"]).settings)
-    train = lab.data.train
-    forget, retain = train[torch.arange(FORGET)], train[torch.arange(FORGET, FORGET + RETAIN)]
-    return Problem(lab, replace(lab.request(0), forget=forget, retain=retain))
-
-
-def unlearn(problem: Problem, name: str, request: Request | None = None, **changes: Any) -> nn.Module:
-    method = build(yaml_of("method", name) | {"batch_size": 32} | changes, "method")
-    result: nn.Module = method(problem.original(), request or problem.request, Streams("features", 0))
-    return result
-
-
-def keys(images: Tensor) -> list[bytes]:
-    """One key an image; no two digits have the same pixels."""
-    return [image.contiguous().numpy().tobytes() for image in images]
+    request = cut(lab, torch.arange(FORGET), torch.arange(FORGET, FORGET + RETAIN))
+    return Problem(lab, request, Streams("features", 0), {"batch_size": 32})
 
 
 def pixels_of(images: Tensor) -> Images:
@@ -210,25 +173,6 @@ def test_forgotten_is_what_is_answered_as_images_never_seen_are(retained: Sequen
 # DUCK
 
 
-@pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """`handed(problem, name, ...)`: all that a method gives to the loop."""
-
-    def handed(problem: Problem, name: str, request: Request | None = None, **changes: Any) -> dict[str, Any]:
-        given: dict[str, Any] = {}
-
-        def fit(model: nn.Module, batches: Batches, loss: Any, streams: Streams, **settings: Any) -> nn.Module:
-            given.update(settings, model=model, batches=batches, loss=loss)
-            return model
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"unlearn.methods.{name}.fit", fit)
-            unlearn(problem, name, request, **changes)
-        return given
-
-    return handed
-
-
 def penultimate(model: nn.Module, images: Images) -> Array:
     """What enters the classifier of a convnet, layer by layer."""
     x = as_model_input(images.pixels, CPU)
@@ -255,17 +199,17 @@ def cosine_targets(model: nn.Module, request: Request) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_ducks_loss_is_the_distance_from_the_nearest_other_centre_and_cross_entropy(
-    whole: bool, problem: Problem, handed: Callable[..., dict[str, Any]]
+    whole: bool, problem: Problem
 ) -> None:
-    request = problem.whole([3]) if whole else problem.request
+    request = problem.whole([3], RETAIN) if whole else problem.request
     weights = {"forget_weight": 0.7, "retain_weight": 0.3, "temperature": 2.5, "label_smoothing": 0.1}
-    given = handed(problem, "duck", request, **weights)
+    [given] = problem.handed("duck", request, **weights)
     means, targets = cosine_targets(problem.original(), request)
     assert len(set(targets.tolist())) > 1
     assert np.isnan(means).any(1).nonzero()[0].tolist() == ([3] if whole else [])
 
     student, batches = problem.student().eval(), list(given["batches"](0))
-    goes = dict(zip(keys(as_model_input(request.forget.pixels, CPU)), targets.tolist(), strict=True))
+    goes = dict(zip(keys(request.forget), targets.tolist(), strict=True))
     assert [len(forget.labels) for forget, _ in batches][:3] == [32, 32, 32]
     for forget, retain in (batches[0], batches[-1]):
         aims = [goes[key] for key in keys(forget.images)]
@@ -279,27 +223,24 @@ def test_ducks_loss_is_the_distance_from_the_nearest_other_centre_and_cross_entr
         assert given["loss"](student, (forget, retain)).item() == pytest.approx(0.7 * away + 0.3 * fitted, rel=1e-4)
 
 
-def test_duck_shows_each_forgotten_batch_so_many_retained_ones(
-    problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
-    batches = handed(problem, "duck", retain_batches=3)["batches"]
+def test_duck_shows_each_forgotten_batch_so_many_retained_ones(problem: Problem) -> None:
+    [given] = problem.handed("duck", retain_batches=3)
+    batches = given["batches"]
     seen = list(batches(0))
     assert batches.steps == len(seen) == 3 * 3  # 97 images in batches of 32, 32 and 33
     for start in (0, 3, 6):
         same = [forget.images for forget, _ in seen[start : start + 3]]
         assert all(torch.equal(same[0], other) for other in same)
     others = [key for _, retain in seen[:8] for key in keys(retain.images)]
-    assert sorted(others) == sorted(keys(as_model_input(problem.request.retain.pixels, CPU)))  # one whole pass
+    assert sorted(others) == sorted(keys(problem.request.retain))  # one whole pass
     firsts = [next(batches(epoch))[0].images for epoch in (0, 1, 0)]
     assert torch.equal(firsts[0], firsts[2])
     assert not torch.equal(firsts[0], firsts[1])
 
 
 @pytest.mark.parametrize("name", ["duck", "scar"])
-def test_adam_takes_the_steps_with_the_rate_asked_for(
-    name: str, problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
-    given = handed(problem, name, epochs=7, lr=0.02, momentum=0.8, weight_decay=0.3, early_stop=False)
+def test_adam_takes_the_steps_with_the_rate_asked_for(name: str, problem: Problem) -> None:
+    [given] = problem.handed(name, epochs=7, lr=0.02, momentum=0.8, weight_decay=0.3, early_stop=False)
     settings = {key: given[key] for key in ("epochs", "optimiser", "lr", "momentum", "weight_decay", "until")}
     assert settings == {
         "epochs": 7,
@@ -309,12 +250,14 @@ def test_adam_takes_the_steps_with_the_rate_asked_for(
         "weight_decay": 0.3,
         "until": None,
     }
-    assert handed(problem, name)["until"] is not None
+    assert problem.handed(name)[0]["until"] is not None
 
 
 def test_ducks_rate_decays_at_milestones(problem: Problem) -> None:
     with session() as its:
-        unlearn(problem, "duck", epochs=3, lr=1e-4, milestones=[1, 2], lr_decay=0.1, retain_batches=1, early_stop=False)
+        problem.unlearned(
+            "duck", epochs=3, lr=1e-4, milestones=[1, 2], lr_decay=0.1, retain_batches=1, early_stop=False
+        )
     assert [line["lr"] for line in its.history] == pytest.approx([1e-4, 1e-5, 1e-6])
     # 97 forgotten, and of the 257 retained the first three batches
     assert its.sample_gradients == 3 * (FORGET + 96)
@@ -328,9 +271,9 @@ FAST = {
 
 @pytest.mark.parametrize("name", FAST)
 def test_a_class_is_forgotten_and_the_others_stay(name: str, problem: Problem) -> None:
-    request, original = problem.whole([3]), problem.original()
+    request, original = problem.whole([3], RETAIN), problem.original()
     assert accuracy(original, request.forget) > 0.9
-    result = unlearn(problem, name, request, **FAST[name])
+    result = problem.unlearned(name, request, **FAST[name])
     assert accuracy(result, request.forget) < ENOUGH
     assert accuracy(result, request.retain) > 0.8 * accuracy(original, request.retain)
     # Forgotten images have gone nearer to where they were sent
@@ -344,15 +287,15 @@ def test_a_class_is_forgotten_and_the_others_stay(name: str, problem: Problem) -
 def test_it_stops_after_the_epoch_in_which_the_forget_set_is_like_unseen_images(
     name: str, whole: bool, problem: Problem
 ) -> None:
-    request, original = problem.whole([3]) if whole else problem.request, problem.original()
+    request, original = problem.whole([3], RETAIN) if whole else problem.request, problem.original()
     target = ENOUGH if whole else accuracy(original, request.validation)
     settings = FAST[name] | ({} if whole else {"forget_weight": 5.0})
     with session() as its:
-        stopped = unlearn(problem, name, request, **settings)
+        stopped = problem.unlearned(name, request, **settings)
     epochs = len(its.history)
     assert 1 < epochs < settings["epochs"]
     before, then = (
-        unlearn(problem, name, request, **settings | {"epochs": count, "early_stop": False})
+        problem.unlearned(name, request, **settings | {"epochs": count, "early_stop": False})
         for count in (epochs - 1, epochs)
     )
     assert accuracy(before, request.forget) >= target > accuracy(then, request.forget)
@@ -365,7 +308,7 @@ def test_without_another_class_to_go_to_it_is_refused(name: str, problem: Proble
     threes = (train.labels == 3).nonzero().flatten()
     request = replace(problem.request, forget=train[threes[:5]], retain=train[threes[5:]])
     with pytest.raises(SettingError, match=rf"^method={name}: finds no retained class for a forgotten image to go to"):
-        unlearn(problem, name, request)
+        problem.unlearned(name, request)
 
 
 # SCAR
@@ -456,12 +399,12 @@ def test_the_power_keeps_signs_and_has_a_slope_everywhere() -> None:
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_scars_loss_is_the_distance_from_its_target_and_the_divergence_on_surrogates(
-    whole: bool, problem: Problem, handed: Callable[..., dict[str, Any]]
+    whole: bool, problem: Problem
 ) -> None:
-    request, original = (problem.whole([3]) if whole else problem.request), problem.original()
+    request, original = (problem.whole([3], RETAIN) if whole else problem.request), problem.original()
     shape = {"tukey": 0.7, "gamma1": 2.0, "gamma2": 1.0}
     settings = shape | {"forget_weight": 0.02, "distil_weight": 0.3, "temperature": 2.0, "surrogate_images": 90}
-    given = handed(problem, "scar", request, surrogate_batches=2, **settings)
+    [given] = problem.handed("scar", request, surrogate_batches=2, **settings)
     kept, labels = penultimate(original, request.retain), request.retain.labels.numpy()
     spread = {c: by_hand(kept[labels == c], **shape) for c in sorted(set(labels.tolist()))}
     spread = {c: (mean, np.linalg.inv(matrix)) for c, (mean, matrix) in spread.items()}
@@ -471,7 +414,7 @@ def test_scars_loss_is_the_distance_from_its_target_and_the_divergence_on_surrog
         [mahalanobis(rows, *spread[c], 0.7) if c in spread else np.full(len(rows), np.inf) for c in range(CLASSES)]
     )
     far[request.forget.labels.numpy(), np.arange(len(rows))] = np.inf
-    goes = dict(zip(keys(as_model_input(request.forget.pixels, CPU)), far.argmin(0).tolist(), strict=True))
+    goes = dict(zip(keys(request.forget), far.argmin(0).tolist(), strict=True))
     assert len(set(goes.values())) > 1
 
     student, batches = problem.student().eval(), list(given["batches"](0))
@@ -513,11 +456,11 @@ def test_scar_never_trains_on_retained_images(problem: Problem) -> None:
     order = torch.randperm(RETAIN, generator=Streams("test")("order"))
     other = replace(request, retain=replace(request.retain[order], augment=("flip",)))
     given = {"epochs": 2, "surrogate_images": 100}
-    first, second = (unlearn(problem, "scar", its, **given) for its in (request, other))
+    first, second = (problem.unlearned("scar", its, **given) for its in (request, other))
     for ours, its in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(ours, its, rtol=1e-3, atol=1e-4)
     with session() as counted:
-        unlearn(problem, "scar", request, **given, early_stop=False, surrogate_batches=1)
+        problem.unlearned("scar", request, **given, early_stop=False, surrogate_batches=1)
     assert counted.sample_gradients == 2 * (FORGET + 3 * 32)
 
 
@@ -530,15 +473,13 @@ def saved(folder: Path, **arrays: Any) -> str:
 
 
 @pytest.mark.parametrize("channel", [True, False])
-def test_surrogates_come_from_a_file(
-    channel: bool, problem: Problem, tmp_path: Path, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_surrogates_come_from_a_file(channel: bool, problem: Problem, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(256, size=(70, 8, 8, 1), dtype=np.uint8)
     file = saved(tmp_path, images=images if channel else images[..., 0], labels=np.arange(70))
-    batches = handed(problem, "scar", surrogate=file, surrogate_images=3)["batches"]
-    shown = {key for _, others in batches(0) for key in keys(others.images)}
+    [given] = problem.handed("scar", surrogate=file, surrogate_images=3)
+    shown = {key for _, others in given["batches"](0) for key in keys(others.images)}
     assert shown == set(keys(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255))
-    results = [state_of(unlearn(problem, "scar", epochs=1, surrogate=its)) for its in (file, file, None)]
+    results = [state_of(problem.unlearned("scar", epochs=1, surrogate=its)) for its in (file, file, None)]
     assert changed(results[0], results[1]) == set()
     assert changed(results[0], results[2])
 
@@ -592,7 +533,7 @@ def test_surrogates_must_be_as_large_as_the_data_sets_images(
     with pytest.raises(
         SettingError, match=rf"^method.surrogate=.*images of 8 x 8 x 1, .* has {' x '.join(map(str, shape[1:]))}$"
     ):
-        unlearn(problem, "scar", surrogate=file)
+        problem.unlearned("scar", surrogate=file)
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (9, 6), (3, 2)])
@@ -656,57 +597,47 @@ def test_the_contrast_is_a_double_loop(labels: list[int], temperature: float) ->
 def test_cola_collapses_the_encoder_and_then_aligns_all(problem: Problem) -> None:
     original, request = problem.original(), problem.request
     names = {name for name, _ in original.named_parameters()}
-    collapsed = unlearn(problem, "cola", align_epochs=0)
+    collapsed = problem.unlearned("cola", align_epochs=0)
     assert changed(state_of(original), state_of(collapsed)) & names == names - {"1.8.weight", "1.8.bias"}
     with session() as its:
-        result = unlearn(problem, "cola")
+        result = problem.unlearned("cola")
     assert changed(state_of(collapsed), state_of(result)) & names == names
     assert [line["fit"] for line in its.history] == [1] * 5 + [2] * 5
     assert its.sample_gradients == 10 * RETAIN
-    aligned = unlearn(problem, "cola", collapse_epochs=0)
+    aligned = problem.unlearned("cola", collapse_epochs=0)
     assert changed(state_of(aligned), state_of(result)) & names == names
-    untouched = unlearn(problem, "cola", collapse_epochs=0, align_epochs=0)
+    untouched = problem.unlearned("cola", collapse_epochs=0, align_epochs=0)
     assert changed(state_of(untouched), state_of(original)) == set()
 
     def contrast(model: nn.Module) -> float:
         return contrast_by_hand(penultimate(model, request.retain)[:80], request.retain.labels[:80].tolist(), 0.1)
 
-    further = unlearn(problem, "cola", align_epochs=0, collapse_epochs=10, lr=0.05)
+    further = problem.unlearned("cola", align_epochs=0, collapse_epochs=10, lr=0.05)
     assert contrast(further) < min(contrast(collapsed), 0.9 * contrast(original))
     assert contrast(collapsed) < contrast(original)
     assert accuracy(result, request.retain) > 0.9
 
 
-def test_colas_losses_are_the_contrast_and_cross_entropy(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    handed: list[dict[str, Any]] = []
-
-    def fit(model: nn.Module, batches: Batches, loss: Any, streams: Streams, **settings: Any) -> nn.Module:
-        handed.append(settings | {"batches": batches, "loss": loss})
-        return model
-
-    monkeypatch.setattr("unlearn.methods.cola.fit", fit)
+def test_colas_losses_are_the_contrast_and_cross_entropy(problem: Problem) -> None:
     given = {"collapse_epochs": 3, "align_epochs": 4, "lr": 0.03, "momentum": 0.7, "weight_decay": 0.1}
-    unlearn(problem, "cola", temperature=0.5, **given)
-    student, batch = problem.student().eval(), next(handed[0]["batches"](0))
+    collapse, align = problem.handed("cola", temperature=0.5, **given)
+    student, batch = problem.student().eval(), next(collapse["batches"](0))
     features = penultimate(student, pixels_of(batch.images))
     expected = contrast_by_hand(features, batch.labels.tolist(), 0.5)
-    assert handed[0]["loss"](student, batch).item() == pytest.approx(expected, rel=1e-4)
+    assert collapse["loss"](student, batch).item() == pytest.approx(expected, rel=1e-4)
     scores = log_softmax(student(batch.images).detach().double().numpy(), axis=1)
     fitted = -scores[np.arange(32), batch.labels.numpy()].mean()
-    assert handed[1]["loss"](student, batch).item() == pytest.approx(fitted, rel=1e-4)
-    for one, epochs in zip(handed, (3, 4), strict=True):
+    assert align["loss"](student, batch).item() == pytest.approx(fitted, rel=1e-4)
+    for one, epochs in zip((collapse, align), (3, 4), strict=True):
         assert [one[key] for key in ("epochs", "lr", "momentum", "weight_decay")] == [epochs, 0.03, 0.7, 0.1]
-        assert {key for part in one["batches"](0) for key in keys(part.images)} == set(
-            keys(as_model_input(problem.request.retain.pixels, CPU))
-        )
-    assert not torch.equal(next(handed[1]["batches"](0)).labels, batch.labels)
+        assert {key for part in one["batches"](0) for key in keys(part.images)} == set(keys(problem.request.retain))
+    assert not torch.equal(next(align["batches"](0)).labels, batch.labels)
 
 
 def test_without_an_encoder_to_train_nothing_collapses(problem: Problem) -> None:
     model = problem.original()
     with session() as its, scope(model, ["8"]):
-        method = build(yaml_of("method", "cola") | {"batch_size": 32}, "method")
-        result = method(model, problem.request, Streams("features", 0))
+        result = problem.unlearned("cola", model=model)
     assert [line["fit"] for line in its.history] == [1] * 5
     assert changed(state_of(problem.original()), state_of(result)) == {"1.8.weight", "1.8.bias"}
 
@@ -714,44 +645,24 @@ def test_without_an_encoder_to_train_nothing_collapses(problem: Problem) -> None
 # Interruption
 
 
-class Killed(BaseException):
-    """An interruption from outside."""
-
-
 @pytest.mark.parametrize(("name", "when"), [("duck", 2), ("scar", 2), ("cola", 3), ("cola", 7)])
 def test_an_interrupted_run_continues_bit_for_bit(name: str, when: int, problem: Problem, tmp_path: Path) -> None:
     short = {"duck": {"epochs": 3}, "scar": {"epochs": 3, "surrogate_images": 100}, "cola": {}}[name]
     short = short if name == "cola" else short | {"early_stop": True, "lr": 1e-5}
-    undisturbed = unlearn(problem, name, **short)
-    lines = 0
-
-    def show(label: str, line: dict[str, Any], epochs: int) -> None:
-        nonlocal lines
-        lines += 1
-        if lines == when:
-            raise Killed
-
-    with pytest.raises(Killed), session(checkpoint=tmp_path, checkpoint_seconds=0.0, show=show):
-        unlearn(problem, name, **short)
-    with session(checkpoint=tmp_path, checkpoint_seconds=0.0) as its:
-        result = unlearn(problem, name, **short)
-    assert changed(state_of(undisturbed), state_of(result)) == set()
+    its = assert_an_interruption_leaves_no_trace(partial(problem.unlearned, name, **short), tmp_path, when)
     assert len(its.history) == (10 if name == "cola" else 3)
 
 
 @pytest.mark.parametrize("model", ["model=vit_tiny model.depth=1", "model=fastnet model.widths=[8,8,8]"])
 def test_other_architectures_are_unlearned_too(model: str, composing: Callable[..., Any], tmp_path: Path) -> None:
     lab = Lab(composing(tmp_path, [*model.split(), "train.epochs=1"]).settings)
-    train = lab.data.train
-    request = replace(lab.request(0), forget=train[torch.arange(20)], retain=train[torch.arange(20, 120)])
+    few = Problem(lab, cut(lab, torch.arange(20), torch.arange(20, 120)), Streams("other"), {"batch_size": 32})
     for name in ("duck", "scar", "cola"):
-        start = lab.load(lab.original())
-        assert (penultimate_of(start, request.forget) < 0).any()  # what a plain power could not take
+        assert (penultimate_of(few.original(), few.request.forget) < 0).any()  # what a plain power could not take
         small = {"surrogate_images": 64} if name == "scar" else {}
         small |= {} if name == "cola" else {"epochs": 1}
-        method = build(yaml_of("method", name) | {"batch_size": 32} | small, "method")
-        result = method(start, request, Streams("other"))
-        assert np.isfinite(logits(result, request.forget)).all()
+        result = few.unlearned(name, **small)
+        assert np.isfinite(logits(result, few.request.forget)).all()
         assert all(value.isfinite().all() for value in result.state_dict().values())
 
 

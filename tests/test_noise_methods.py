@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from laws import changed, flags_of, state_of, yaml_of
+from laws import assert_an_interruption_leaves_no_trace, changed, flags_of, state_of, yaml_of
+from problems import CPU, Linear, Problem, batch_of, counted, cut, few_of, keys, norm_batches
 from scipy.special import log_softmax, softmax
 from scipy.stats import chisquare
-from torch import Tensor, nn
+from torch import nn
 
 from unlearn.attacks import anywhere_within, targeted
-from unlearn.batches import Batch, Batches
+from unlearn.batches import Batch
 from unlearn.data.images import Images, as_model_input
 from unlearn.lab import Lab
 from unlearn.methods.l2ul import matter, rescaled
@@ -24,41 +26,14 @@ from unlearn.methods.lotus import one_hot_of_largest, with_gumbel_noise
 from unlearn.methods.mu_mis import sensitivities
 from unlearn.methods.unsir import hardest, some_of_each_class
 from unlearn.models.normalise import Normalise
-from unlearn.request import Request
 from unlearn.session import session
 from unlearn.settings import SettingError, build
 from unlearn.signals import accuracy, logits
 from unlearn.streams import Streams
 
-CPU = torch.device("cpu")
 FORGET, RETAIN, CLASSES = 60, 200, 10
 SMALL_NOISE = {"noise_images": 8, "noise_steps": 3, "copies": 2}
 SMALL_ATTACK = {"attack_steps": 4, "per_image": 2}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A trained original, and a request to forget images that it knows."""
-
-    lab: Lab
-    request: Request
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-    def student(self) -> nn.Module:
-        """The original, its weights a little off."""
-        model, generator = self.original(), torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=generator))
-        return model.to(memory_format=torch.channels_last)
-
-    def whole_class(self, label: int) -> Request:
-        train = self.lab.data.train
-        gone = train.labels == label
-        forget, retain = (train[part.nonzero().flatten()] for part in (gone, ~gone))
-        return replace(self.request, forget=forget, retain=retain)
 
 
 @pytest.fixture(scope="module")
@@ -67,71 +42,8 @@ def problem(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     train = lab.data.train
     correct = logits(lab.load(lab.original()), train).argmax(1) == train.labels.numpy()
     known = torch.from_numpy(correct).nonzero().flatten()
-    request = replace(lab.request(0), forget=train[known[:FORGET]], retain=train[known[FORGET : FORGET + RETAIN]])
-    return Problem(lab, request)
-
-
-def unlearn(problem: Problem, name: str, *, seed: int = 0, request: Request | None = None, **changes: Any) -> nn.Module:
-    settings = yaml_of("method", name) | {"batch_size": 32}
-    small = {key: value for key, value in (SMALL_NOISE | SMALL_ATTACK).items() if key in settings}
-    method = build(settings | small | changes, "method")
-    result: nn.Module = method(problem.original(), request or problem.request, Streams("noise", seed))
-    return result
-
-
-@pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    """`handed(problem, name, ...)`: what a method gives to each of its calls of the loop."""
-
-    def handed(problem: Problem, name: str, **changes: Any) -> list[dict[str, Any]]:
-        given: list[dict[str, Any]] = []
-
-        def fit(model: nn.Module, batches: Batches, loss: Any, streams: Streams, **settings: Any) -> nn.Module:
-            given.append(settings | {"model": model, "batches": batches, "loss": loss})
-            return model
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"unlearn.methods.{name}.fit", fit)
-            unlearn(problem, name, **changes)
-        return given
-
-    return handed
-
-
-def keys(images: Tensor) -> Counter[bytes]:
-    return Counter(image.contiguous().numpy().tobytes() for image in images)
-
-
-def of(images: Images) -> Counter[bytes]:
-    return keys(as_model_input(images.pixels, CPU))
-
-
-def batch_of(images: Images, count: int = 30) -> Batch:
-    few = images[torch.arange(count)]
-    return Batch(as_model_input(few.pixels, CPU), few.labels)
-
-
-def cross_entropy(scores: Tensor, labels: Tensor) -> float:
-    return float(-log_softmax(scores.detach().double().numpy(), 1)[np.arange(len(labels)), labels.numpy()].mean())
-
-
-def norm_batches(model: nn.Module) -> set[int]:
-    return {int(value) for name, value in model.state_dict().items() if "num_batches" in name}
-
-
-class Linear(nn.Module):
-    """Scores that are linear in 16 pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 16, generator=torch.Generator().manual_seed(3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight.T
-
-
-class Killed(BaseException):
-    """An interruption from outside."""
+    request = cut(lab, known[:FORGET], known[FORGET : FORGET + RETAIN])
+    return Problem(lab, request, Streams("noise", 0), {"batch_size": 32} | SMALL_NOISE | SMALL_ATTACK)
 
 
 @pytest.mark.parametrize(
@@ -147,22 +59,9 @@ class Killed(BaseException):
 def test_an_interrupted_run_goes_on_bit_for_bit(
     name: str, fit: int, epoch: int, settings: dict[str, Any], problem: Problem, tmp_path: Path
 ) -> None:
-    with session() as undisturbed:
-        expected = unlearn(problem, name, **settings)
-
-    def show(label: str, line: dict[str, Any], epochs: int) -> None:
-        if (line["fit"], line["epoch"]) == (fit, epoch + 1):
-            raise Killed
-
-    keep = {"checkpoint": tmp_path / "unfinished", "checkpoint_seconds": 0.0}
-    with pytest.raises(Killed), session(**keep, show=show):
-        unlearn(problem, name, **settings)
-    with session(**keep) as its:
-        result = unlearn(problem, name, **settings)
-    assert changed(state_of(result), state_of(expected)) == set()
-    timeless = [[{**line, "seconds": 0} for line in one.history] for one in (undisturbed, its)]
-    assert timeless[0] == timeless[1]
-    assert its.sample_gradients == undisturbed.sample_gradients > 0
+    run = partial(problem.unlearned, name, **settings)
+    its = assert_an_interruption_leaves_no_trace(run, tmp_path, (fit - 1) * settings["epochs"] + epoch + 1)
+    assert its.sample_gradients > 0
 
 
 # UNSIR
@@ -189,37 +88,37 @@ def test_noise_is_adams_by_hand_behind_the_models_normalisation(penalty: float) 
 
 @pytest.mark.parametrize("compat", [None, "released"])
 def test_unsir_impairs_with_each_classs_noise_and_repairs_with_the_retained_images_it_saw(
-    compat: str | None, problem: Problem, handed: Callable[..., list[dict[str, Any]]]
+    compat: str | None, problem: Problem
 ) -> None:
     model, request = problem.original(), problem.request
     present = request.forget.labels.unique().tolist()
-    impair, repair = handed(
-        problem, "unsir", retained_per_class=7, lr=0.02, repair_lr_factor=0.25, epochs=3, repair_epochs=5, compat=compat
+    impair, repair = problem.handed(
+        "unsir", retained_per_class=7, lr=0.02, repair_lr_factor=0.25, epochs=3, repair_epochs=5, compat=compat
     )
     assert (impair["lr"], repair["lr"], impair["epochs"], repair["epochs"]) == (0.02, 0.005, 3, 5)
     few = some_of_each_class(request.retain, 7, Streams("noise", 0))
     sizes = np.bincount(few.labels.numpy(), minlength=CLASSES)
     np.testing.assert_array_equal(sizes, np.bincount(request.retain.labels.numpy(), minlength=CLASSES).clip(max=7))
-    assert of(few) <= of(request.retain)
+    assert counted(few) <= counted(request.retain)
 
     wanted: Counter[bytes] = Counter()
     for label in present:
         start = torch.randn(8, 1, 8, 8, generator=Streams("noise", 0)("noise", label))
         noise = hardest(model, start, label, steps=3, lr=0.1, penalty=0.1)
-        wanted += keys(noise[:1] if compat else noise) + keys(noise[:1] if compat else noise)
+        wanted += counted(noise[:1] if compat else noise) + counted(noise[:1] if compat else noise)
     orders = []
     for epoch in range(2):
         seen = list(impair["batches"](epoch))
         images, labels = (torch.cat([getattr(batch, part) for batch in seen]) for part in ("images", "labels"))
         assert len(seen) == impair["batches"].steps
-        assert keys(images) == wanted + of(few)
-        made = torch.tensor([key in wanted for key in (i.contiguous().numpy().tobytes() for i in images)])
+        assert counted(images) == wanted + counted(few)
+        made = torch.tensor([key in wanted for key in keys(images)])
         counts = np.bincount(labels[made].numpy(), minlength=CLASSES)
         assert counts.tolist() == [(2 if compat else 16) * (label in present) for label in range(CLASSES)]
         assert not made[: int(made.sum())].all()  # mixed
         orders.append(labels.tolist())
         healing = list(repair["batches"](epoch))
-        assert keys(torch.cat([batch.images for batch in healing])) == of(few)
+        assert counted(torch.cat([batch.images for batch in healing])) == counted(few)
     assert orders[0] != orders[1]
 
 
@@ -227,15 +126,15 @@ def test_unsir_never_looks_at_forgotten_images_and_counts_its_noise(problem: Pro
     request = problem.request
     scrambled = replace(request.forget, pixels=255 - request.forget.pixels)
     with session() as its:
-        first = unlearn(problem, "unsir")
-    other = unlearn(problem, "unsir", request=replace(request, forget=scrambled))
+        first = problem.unlearned("unsir")
+    other = problem.unlearned("unsir", request=replace(request, forget=scrambled))
     assert changed(state_of(first), state_of(other)) == set()
     classes = len(request.forget.labels.unique())
     assert its.sample_gradients == classes * 8 * 3 + (classes * 16 + RETAIN) + RETAIN
 
 
 def test_unsirs_noise_follows_the_settings_and_repair_may_be_left_out(problem: Problem) -> None:
-    plain = unlearn(problem, "unsir")
+    plain = problem.unlearned("unsir")
     for changes in (
         {"noise_lr": 0.5},
         {"penalty": 5.0},
@@ -243,17 +142,17 @@ def test_unsirs_noise_follows_the_settings_and_repair_may_be_left_out(problem: P
         {"momentum": 0.5},
         {"optimiser": "sgd"},
     ):
-        assert changed(state_of(plain), state_of(unlearn(problem, "unsir", **changes)))
+        assert changed(state_of(plain), state_of(problem.unlearned("unsir", **changes)))
     with session() as its:
-        unlearn(problem, "unsir", repair_lr_factor=0.0, repair_epochs=2)
+        problem.unlearned("unsir", repair_lr_factor=0.0, repair_epochs=2)
     assert [line["lr"] for line in its.history] == [0.02, 0.0, 0.0]
 
 
 def test_unsir_forgets_a_class_and_keeps_the_others(problem: Problem) -> None:
-    request = problem.whole_class(3)
+    request = problem.whole([3])
     strong = {"noise_images": 32, "noise_steps": 20, "copies": 8}
-    impaired = unlearn(problem, "unsir", request=request, **strong, repair_lr_factor=0.0)
-    result = unlearn(problem, "unsir", request=request, **strong, repair_epochs=2)
+    impaired = problem.unlearned("unsir", request=request, **strong, repair_lr_factor=0.0)
+    result = problem.unlearned("unsir", request=request, **strong, repair_epochs=2)
     original = problem.original()
     assert accuracy(original, request.forget) > 0.7
     assert accuracy(impaired, request.forget) < 0.3
@@ -265,7 +164,7 @@ def test_unsir_forgets_a_class_and_keeps_the_others(problem: Problem) -> None:
 
 
 def test_the_targeted_attack_is_torchattacks(problem: Problem) -> None:
-    model, batch = problem.original().train(), batch_of(problem.request.forget)
+    model, batch = problem.original().train(), batch_of(problem.request.forget, 30)
     wanted = (batch.labels + 1 + torch.arange(30) % 9) % CLASSES
     flags = flags_of(model)
     with session() as its:
@@ -282,7 +181,7 @@ def test_the_targeted_attack_is_torchattacks(problem: Problem) -> None:
 
 
 def test_an_attack_begins_anywhere_in_its_ball(problem: Problem) -> None:
-    images = batch_of(problem.request.forget).images
+    images = batch_of(problem.request.forget, 30).images
     near, far = (anywhere_within(images, radius, Streams("begin")("begin")) for radius in (1.0, 100.0))
     drawn = torch.rand(images.shape, generator=Streams("begin")("begin"))
     torch.testing.assert_close(far, drawn, atol=1e-6, rtol=0)
@@ -322,7 +221,7 @@ def plain_l2ul(
         weights[name] = 1 - (part - part.min()) / spread
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=settings["lr"], momentum=0.9, weight_decay=1e-4)
-    gone = Batch(as_model_input(forget.pixels, CPU), forget.labels)
+    gone = batch_of(forget)
     streams = Streams("noise", 0)
     for step in range(limit):
         few, some = (
@@ -359,19 +258,18 @@ def test_l2ul_is_its_loop_written_out_and_ends_when_all_is_wrong(
     limit: int,
     ends: bool,
     problem: Problem,
-    handed: Callable[..., list[dict[str, Any]]],
 ) -> None:
     count, forgotten, passes = sum(parts[0]), sum(parts[1]), limit // len(parts[0])
-    request = replace(problem.request, forget=problem.request.forget[torch.arange(forgotten)])
+    request = few_of(problem.request, forget=forgotten)
     settings = {"lr": lr, "anchor": anchor, "per_image": count // forgotten, "attack_steps": 10, "stride": 0.3}
     settings |= {"forget_batch_size": 3, "request": request}
-    [given] = handed(problem, "l2ul", **settings)
+    [given] = problem.handed("l2ul", **settings)
     first = [batch[0] for step in range(len(parts[0])) for batch in given["batches"](step)]
     order = torch.randperm(count, generator=Streams("noise", 0)("adversarial", "order", 0)).argsort()
     images, labels = (torch.cat([getattr(part, which) for part in first])[order] for which in ("images", "labels"))
     expected, steps = plain_l2ul(problem, request.forget, Batch(images, labels), parts, limit, lr=lr, anchor=anchor)
     with session() as its:
-        result = unlearn(problem, "l2ul", **settings, epochs=passes)
+        result = problem.unlearned("l2ul", **settings, epochs=passes)
     assert len([line for line in its.history if "epoch" in line]) == steps
     assert (steps < limit, accuracy(result, request.forget) == 0) == (ends, ends)
     for (name, ours), theirs in zip(result.named_parameters(), expected.parameters(), strict=True):
@@ -380,11 +278,9 @@ def test_l2ul_is_its_loop_written_out_and_ends_when_all_is_wrong(
     assert its.sample_gradients == count * 10 + forgotten + shown
 
 
-def test_l2uls_proxies_are_near_their_images_and_led_to_wrong_classes(
-    problem: Problem, handed: Callable[..., list[dict[str, Any]]]
-) -> None:
+def test_l2uls_proxies_are_near_their_images_and_led_to_wrong_classes(problem: Problem) -> None:
     with session() as its:
-        [given] = handed(problem, "l2ul", per_image=20, attack_steps=20, radius=3.0, stride=0.3, batch_size=1200)
+        [given] = problem.handed("l2ul", per_image=20, attack_steps=20, radius=3.0, stride=0.3, batch_size=1200)
     [(adversarial, forget)] = given["batches"](0)
     order = torch.randperm(1200, generator=Streams("noise", 0)("adversarial", "order", 0)).argsort()
     images, labels = adversarial.images[order], adversarial.labels[order]
@@ -400,7 +296,7 @@ def test_l2uls_proxies_are_near_their_images_and_led_to_wrong_classes(
     taken = problem.original()(images).argmax(1) == labels
     assert its.history == [{"adversarial": 1200, "adversarial_as_asked": pytest.approx(taken.float().mean().item())}]
     assert taken.float().mean() > 0.8
-    assert keys(forget.images) <= of(problem.request.forget)
+    assert counted(forget.images) <= counted(problem.request.forget)
     assert len(forget.labels) == 32
 
 
@@ -410,7 +306,7 @@ def test_l2ul_leaves_a_model_that_is_all_wrong_as_it_is(problem: Problem) -> Non
     request = replace(problem.request, forget=train[wrong.nonzero().flatten()])
     assert len(request.forget) > 0
     with session() as its:
-        result = unlearn(problem, "l2ul", request=request)
+        result = problem.unlearned("l2ul", request=request)
     assert changed(state_of(result), state_of(problem.original())) == set()
     assert its.sample_gradients == 0
 
@@ -431,10 +327,8 @@ def test_sensitivities_are_the_lengths_of_single_images_gradients(problem: Probl
             assert length == pytest.approx(float(jacobian[0, label].norm()), rel=1e-4)
 
 
-def test_mu_mis_descends_on_own_minus_other_squared_sensitivities(
-    problem: Problem, handed: Callable[..., list[dict[str, Any]]]
-) -> None:
-    [given] = handed(problem, "mu_mis")
+def test_mu_mis_descends_on_own_minus_other_squared_sensitivities(problem: Problem) -> None:
+    [given] = problem.handed("mu_mis")
     model, images = Linear(), torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(2))
     batch = Batch(images, torch.arange(8) % 4)
     given["batches"](0)
@@ -454,9 +348,9 @@ def test_mu_mis_descends_on_own_minus_other_squared_sensitivities(
 def test_mu_mis_lowers_what_the_forget_set_contributes_and_counts_both_kinds_of_gradients(problem: Problem) -> None:
     settings = {"epochs": 4, "lr": 1e-3, "momentum": 0.0, "weight_decay": 0.0}
     with session() as its:
-        result = unlearn(problem, "mu_mis", **settings, recovery=None)
+        result = problem.unlearned("mu_mis", **settings, recovery=None)
     assert its.sample_gradients == 4 * 3 * FORGET
-    batch = batch_of(problem.request.forget, FORGET)
+    batch = batch_of(problem.request.forget)
     gaps = []
     for model in (problem.original(), result):
         others = [sensitivities(model, batch.images, (batch.labels + shift) % CLASSES)[0] for shift in range(1, 10)]
@@ -468,7 +362,7 @@ def test_mu_mis_lowers_what_the_forget_set_contributes_and_counts_both_kinds_of_
 
 
 def test_mu_mis_stops_after_the_epoch_in_which_other_sensitivities_have_recovered(problem: Problem) -> None:
-    forget = problem.whole_class(3).forget
+    forget = problem.whole([3]).forget
     drawn = torch.randint(CLASSES - 1, (len(forget),), generator=Streams("noise", 0)("watched"))
     watched = drawn + (drawn >= 3)
 
@@ -477,9 +371,7 @@ def test_mu_mis_stops_after_the_epoch_in_which_other_sensitivities_have_recovere
         with Streams("linear").seeded():
             model = nn.Sequential(Normalise(1, [0.3], [0.4]), nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)))
         settings = {"epochs": epochs, "batch_size": 64, "lr": 0.01, "recovery": recovery}
-        method = build(yaml_of("method", "mu_mis") | settings, "method")
-        result: nn.Module = method(model, replace(problem.request, forget=forget), Streams("noise", 0))
-        return result
+        return problem.unlearned("mu_mis", replace(problem.request, forget=forget), model=model, **settings)
 
     def seen(model: nn.Module) -> float:
         return float((model[1][1].weight[watched].norm(dim=1) / 0.4).mean().detach())  # type: ignore[index]
@@ -497,18 +389,18 @@ def test_mu_mis_stops_after_the_epoch_in_which_other_sensitivities_have_recovere
     assert changed(state_of(result), state_of(models[3])) == set()
     assert its.sample_gradients == 4 * 3 * len(forget) + 5 * len(forget)
     with pytest.raises(SettingError, match=r"^method.recovery=0.9: "):
-        unlearn(problem, "mu_mis", recovery=0.9)
+        problem.unlearned("mu_mis", recovery=0.9)
 
 
 def test_mu_mis_keeps_norm_statistics_unless_told_and_decays_what_no_gradient_reaches(problem: Problem) -> None:
     [start] = norm_batches(problem.original())
     for choice, steps in (("frozen", 0), ("moving", 2)):
-        assert norm_batches(unlearn(problem, "mu_mis", epochs=1, norm_statistics=choice, recovery=None)) == {
+        assert norm_batches(problem.unlearned("mu_mis", epochs=1, norm_statistics=choice, recovery=None)) == {
             start + steps
         }
     before = dict(problem.original().named_parameters())["1.8.bias"]
     for decay in (0.0, 0.5):
-        result = unlearn(problem, "mu_mis", epochs=1, lr=1e-3, momentum=0.0, weight_decay=decay, recovery=None)
+        result = problem.unlearned("mu_mis", epochs=1, lr=1e-3, momentum=0.0, weight_decay=decay, recovery=None)
         after = dict(result.named_parameters())["1.8.bias"]
         torch.testing.assert_close(after, before * (1 - 1e-3 * decay) ** 2, rtol=1e-6, atol=0)
         assert torch.equal(after, before) == (decay == 0)
@@ -547,11 +439,11 @@ def lotus_targets(problem: Problem, alpha: float, target: float, epoch: int, bat
 
 @pytest.mark.parametrize("validation", [True, False])
 def test_lotus_fits_noisy_soft_answers_on_the_forget_set_and_drawn_classes_elsewhere(
-    validation: bool, problem: Problem, handed: Callable[..., list[dict[str, Any]]]
+    validation: bool, problem: Problem
 ) -> None:
     nothing = problem.request.limited_to({"forget", "retain"}) if not validation else problem.request
-    [given] = handed(
-        problem, "lotus", request=nothing, alpha=3.0, retain_share=0.4, validation_target=validation, batch_size=200
+    [given] = problem.handed(
+        "lotus", request=nothing, alpha=3.0, retain_share=0.4, validation_target=validation, batch_size=200
     )
     # The weights that the student has when an epoch begins
     given["model"].load_state_dict(problem.student().state_dict())
@@ -559,7 +451,7 @@ def test_lotus_fits_noisy_soft_answers_on_the_forget_set_and_drawn_classes_elsew
     target = accuracy(problem.original(), problem.request.validation) if validation else 0.0
     wanted = lotus_targets(problem, 3.0, target, 1, batch)
     assert Counter(batch.labels.tolist()) == {0: 80, 1: FORGET}
-    assert keys(batch.images[batch.labels == 1]) == of(problem.request.forget)
+    assert counted(batch.images[batch.labels == 1]) == counted(problem.request.forget)
     student = problem.student().eval()
     answers = log_softmax(student(batch.images).detach().double().numpy(), 1)
     assert given["loss"](student, batch).item() == pytest.approx(float(-(wanted * answers).sum(1).mean()), rel=1e-4)
@@ -570,10 +462,10 @@ def test_lotus_heats_by_what_the_student_still_knows_better_and_stops_when_it_do
     settings = {"lr": 0.01, "alpha": 2.0, "retain_share": 0.1}
     target = accuracy(problem.original(), problem.request.validation)
     with session() as its:
-        result = unlearn(problem, "lotus", **settings, epochs=9)
+        result = problem.unlearned("lotus", **settings, epochs=9)
     count = len(its.history)
     assert 1 < count < 9, [line["temperature"] for line in its.history]
-    models = [unlearn(problem, "lotus", **settings, epochs=epochs) for epochs in range(1, count + 1)]
+    models = [problem.unlearned("lotus", **settings, epochs=epochs) for epochs in range(1, count + 1)]
     over = [accuracy(model, problem.request.forget) - target for model in (problem.original(), *models)]
     assert [line["temperature"] for line in its.history] == pytest.approx(np.exp(2 * np.array(over[:-1])).tolist())
     assert min(over[:-1]) > -0.01 >= over[-1]
@@ -585,9 +477,9 @@ def test_lotus_leaves_a_model_that_knows_the_forget_set_worse_as_it_is(problem: 
     train = problem.lab.data.train
     wrong = torch.from_numpy(logits(problem.original(), train).argmax(1)) != train.labels
     request = replace(problem.request, forget=train[wrong.nonzero().flatten()])
-    result = unlearn(problem, "lotus", request=request, epochs=2)
+    result = problem.unlearned("lotus", request=request, epochs=2)
     assert changed(state_of(result), state_of(problem.original())) == set()
-    moved = unlearn(problem, "lotus", request=request, epochs=2, validation_target=False)
+    moved = problem.unlearned("lotus", request=request, epochs=2, validation_target=False)
     assert changed(state_of(moved), state_of(problem.original()))
 
 
@@ -597,5 +489,5 @@ def test_lotus_softens_with_alpha(problem: Problem) -> None:
         return float(-(chances * np.log(chances)).sum(1).mean())
 
     settings = {"epochs": 4, "lr": 1e-3, "validation_target": False}
-    cold, hot = (entropy(unlearn(problem, "lotus", **settings, alpha=alpha)) for alpha in (0.0, 2.0))
+    cold, hot = (entropy(problem.unlearned("lotus", **settings, alpha=alpha)) for alpha in (0.0, 2.0))
     assert hot > cold + 0.1

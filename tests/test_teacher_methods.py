@@ -1,8 +1,7 @@
 """Methods with a teacher: boundary shrink and expand, SCRUB and its rewind, the bad teacher."""
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,100 +9,48 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from laws import changed, content_of, flags_of, state_of, yaml_of
+from laws import changed, content_of, flags_of, kill, state_of
+from problems import Linear, Problem, batch_of, counted, cut, norm_batches
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
 from unlearn.batches import Batch, Batches, samples
-from unlearn.data.images import Images, as_model_input
 from unlearn.lab import Lab
 from unlearn.loop import fit
 from unlearn.methods import bad_teacher, boundary_expand, boundary_shrink, scrub
 from unlearn.methods.boundary_expand import last_layer, widened
 from unlearn.methods.boundary_shrink import nearest_class, neighbours
 from unlearn.methods.scrub import as_frequent, closest
-from unlearn.request import Request
 from unlearn.session import session
-from unlearn.settings import SettingError, build
+from unlearn.settings import SettingError
 from unlearn.signals import accuracy, logits
 from unlearn.streams import Streams
 from unlearn.teachers import answers, divergence, frozen
 
-CPU = torch.device("cpu")
 FORGET, RETAIN, CLASSES = 97, 257, 10
 MODULES = {"scrub": scrub, "bad_teacher": bad_teacher, "boundary_shrink": boundary_shrink}
 WITHOUT_NORM_DRIFT = {"norm_statistics": "frozen", "momentum": 0.0, "weight_decay": 0.0}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A trained original and a request to it; and the same after an epoch, when it is still unsure."""
-
-    lab: Lab
-    request: Request
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-    def student(self) -> nn.Module:
-        """The original, its weights a little off."""
-        model, generator = self.original(), torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.add_(0.1 * weight.std() * torch.randn(weight.shape, generator=generator))
-        return model.to(memory_format=torch.channels_last)
-
-
 @pytest.fixture(scope="module")
 def problem(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
     lab = Lab(composing(tmp_path_factory.mktemp("teachers"), ["train.epochs=5"]).settings)
-    train = lab.data.train
-    forget, retain = train[torch.arange(FORGET)], train[torch.arange(FORGET, FORGET + RETAIN)]
-    return Problem(lab, replace(lab.request(0), forget=forget, retain=retain))
+    request = cut(lab, torch.arange(FORGET), torch.arange(FORGET, FORGET + RETAIN))
+    return Problem(lab, request, Streams("teachers", 0), {"batch_size": 32})
 
 
-def unlearn(problem: Problem, name: str, *, seed: int = 0, **changes: Any) -> nn.Module:
-    method = build(yaml_of("method", name) | {"batch_size": 32} | changes, "method")
-    result: nn.Module = method(problem.original(), problem.request, Streams("teachers", seed))
-    return result
+def handed(problem: Problem, name: str, **changes: Any) -> dict[str, Any]:
+    """What a method gives to the loop, and the teachers that it made."""
+    teachers: list[nn.Module] = []
 
+    def making(model: nn.Module) -> nn.Module:
+        teachers.append(frozen(model))
+        return teachers[-1]
 
-@pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """`handed(problem, name, ...)`: what a method gives to the loop, and the teachers that it made."""
-
-    def handed(problem: Problem, name: str, **changes: Any) -> dict[str, Any]:
-        given: dict[str, Any] = {"teachers": []}
-
-        def fit(model: nn.Module, batches: Batches, loss: Any, streams: Streams, **settings: Any) -> nn.Module:
-            given.update(settings, model=model, batches=batches, loss=loss)
-            return model
-
-        def making(model: nn.Module) -> nn.Module:
-            given["teachers"].append(frozen(model))
-            return given["teachers"][-1]
-
-        with monkeypatch.context() as patch:
-            patch.setattr(f"unlearn.methods.{name}.fit", fit)
-            if name in MODULES:
-                patch.setattr(f"unlearn.methods.{name}.frozen", making)
-            unlearn(problem, name, **changes)
-        return given
-
-    return handed
-
-
-def batch_of(images: Images, count: int = 40) -> Batch:
-    few = images[torch.arange(count)]
-    return Batch(as_model_input(few.pixels, CPU), few.labels)
-
-
-def keys(images: Tensor) -> Counter[bytes]:
-    return Counter(image.contiguous().numpy().tobytes() for image in images)
-
-
-def of(images: Images) -> Counter[bytes]:
-    return keys(as_model_input(images.pixels, CPU))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULES[name], "frozen", making)
+        [given] = problem.handed(name, **changes)
+    return given | {"teachers": teachers}
 
 
 def kl(teacher: Tensor, student: Tensor, temperature: float) -> float:
@@ -116,16 +63,12 @@ def cross_entropy(scores: Tensor, labels: Tensor) -> float:
     return float(-log_softmax(scores.detach().double().numpy(), 1)[np.arange(len(labels)), labels.numpy()].mean())
 
 
-def norm_batches(model: nn.Module) -> set[int]:
-    return {int(value) for name, value in model.state_dict().items() if "num_batches" in name}
-
-
 # Teachers
 
 
 def test_a_teacher_is_a_frozen_copy_that_answers_as_the_model_in_the_loop(problem: Problem) -> None:
     model = problem.original().train()
-    flags, images = flags_of(model), batch_of(problem.request.forget).images
+    flags, images = flags_of(model), batch_of(problem.request.forget, 40).images
     teacher = frozen(model)
     assert not any(flags_of(teacher).values())
     assert not any(module.training for module in teacher.modules())
@@ -169,7 +112,7 @@ def test_method_leaves_its_teachers_bit_identical_and_changes_its_student(
         return teacher
 
     monkeypatch.setattr(MODULES[name], "frozen", making)
-    result = unlearn(problem, name, epochs=2, lr=0.01)
+    result = problem.unlearned(name, epochs=2, lr=0.01)
     original = state_of(problem.original())
     assert changed(teachers[0][1], original) == set()
     assert len(teachers) == (2 if name == "bad_teacher" else 1)
@@ -183,23 +126,13 @@ def test_method_leaves_its_teachers_bit_identical_and_changes_its_student(
 # Boundary shrink
 
 
-class Linear(nn.Module):
-    """Scores that are linear in 16 pixels."""
-
-    def __init__(self, scale: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(scale * torch.randn(4, 16, generator=torch.Generator().manual_seed(3)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight.T
-
-    def away(self, batch: Batch, *, by_margin: bool = False) -> np.ndarray[Any, Any]:
-        """Cross-entropy's slope at each image, or that of the margin to the nearest other class."""
-        weight = self.weight.detach().double().numpy()
-        scores = batch.images.flatten(1).double().numpy() @ weight.T
-        true = np.eye(4)[batch.labels.numpy()]
-        others = softmax(np.where(true == 1, -np.inf, scores), 1) if by_margin else softmax(scores, 1)
-        return ((others - true) @ weight).reshape(batch.images.shape)
+def away(model: Linear, batch: Batch, *, by_margin: bool = False) -> np.ndarray[Any, Any]:
+    """Cross-entropy's slope at each image, or that of the margin to the nearest other class."""
+    weight = model.weight.detach().double().numpy()
+    scores = batch.images.flatten(1).double().numpy() @ weight.T
+    true = np.eye(4)[batch.labels.numpy()]
+    others = softmax(np.where(true == 1, -np.inf, scores), 1) if by_margin else softmax(scores, 1)
+    return ((others - true) @ weight).reshape(batch.images.shape)
 
 
 def pixels(count: int = 60) -> Tensor:
@@ -211,7 +144,7 @@ def pixels(count: int = 60) -> Tensor:
 def test_neighbours_are_a_step_up_the_slope_by_hand(released: bool) -> None:
     model, images = Linear(), pixels()
     batch = Batch(images, torch.arange(60) % 4)
-    slope = model.away(batch)
+    slope = away(model, batch)
     assert np.abs(slope).min() > 1e-6  # no sign is a matter of rounding
     levels = np.rint(images.numpy().astype(np.float64) * 255) + 25.5 * np.sign(slope)
     assert 20 < (levels < 0).sum() < 200  # some pixels are at the edges of the range
@@ -233,14 +166,14 @@ def test_neighbours_of_images_that_float32_is_certain_of_still_go_the_right_way(
     batch = Batch(images, model(images).argmax(1))
     certain = torch.softmax(model(images), 1).amax(1) == 1
     assert certain.float().mean() > 0.5
-    slope = model.away(batch, by_margin=True)
+    slope = away(model, batch, by_margin=True)
     ours, theirs = (neighbours(frozen(model), batch, 0.1, released=released) for released in (False, True))
     np.testing.assert_allclose(ours, (images.numpy() + 0.1 * np.sign(slope)).clip(0, 1), atol=1e-6)
     assert torch.equal(theirs[certain].mul(255).round(), images[certain].mul(255).round())  # cross-entropy is flat
 
 
 def test_neighbours_are_those_of_torchattacks_through_the_models_normalisation(problem: Problem) -> None:
-    model, batch = problem.original(), batch_of(problem.request.forget, FORGET)
+    model, batch = problem.original(), batch_of(problem.request.forget)
     bound = 0.08  # 20.4 levels, so that nothing ends half-way between two
     theirs = torchattacks.FGSM(model, eps=bound)(batch.images, batch.labels)
     released, ours = (neighbours(frozen(model), batch, bound, released=released) for released in (True, False))
@@ -252,9 +185,7 @@ def test_neighbours_are_those_of_torchattacks_through_the_models_normalisation(p
 
 
 @pytest.mark.parametrize("compat", [None, "released"])
-def test_shrink_fits_clean_images_to_what_the_original_sees_beside_them(
-    compat: str | None, problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_shrink_fits_clean_images_to_what_the_original_sees_beside_them(compat: str | None, problem: Problem) -> None:
     given = handed(problem, "boundary_shrink", bound=0.08, compat=compat)
     original, student = problem.original(), problem.student().eval()
     batch = next(given["batches"](0))
@@ -265,13 +196,13 @@ def test_shrink_fits_clean_images_to_what_the_original_sees_beside_them(
     assert given["loss"](student, batch).item() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(nearest_class(original, batch, 0.08, released=compat == "released"), labels)
     seen = [part.images for part in given["batches"](1)]
-    assert keys(torch.cat(seen)) == of(problem.request.forget)
+    assert counted(torch.cat(seen)) == counted(problem.request.forget)
     assert given["batches"].steps == len(seen) == 3
 
 
 def test_shrink_counts_its_attacks_and_lowers_the_forget_accuracy(problem: Problem) -> None:
     with session() as its:
-        result = unlearn(problem, "boundary_shrink", epochs=5, lr=0.01, bound=0.25)
+        result = problem.unlearned("boundary_shrink", epochs=5, lr=0.01, bound=0.25)
     assert its.sample_gradients == 5 * 2 * FORGET
     before = accuracy(problem.original(), problem.request.forget)
     assert accuracy(result, problem.request.forget) < before - 0.2
@@ -348,7 +279,7 @@ def test_expand_trains_one_class_more_and_returns_the_others_rows(
     def fitted(model: nn.Module, batches: Batches, loss: Any, streams: Streams, **settings: Any) -> nn.Module:
         seen = list(batches(0))
         assert {int(label) for batch in seen for label in batch.labels} == {CLASSES}
-        assert keys(torch.cat([batch.images for batch in seen])) == of(problem.request.forget)
+        assert counted(torch.cat([batch.images for batch in seen])) == counted(problem.request.forget)
         assert model(seen[0].images).shape == (32, CLASSES + 1)
         fit(model, batches, loss, streams, **settings)
         trained.update({name: value.clone() for name, value in heads(model)[-1][1].state_dict().items()})
@@ -356,7 +287,7 @@ def test_expand_trains_one_class_more_and_returns_the_others_rows(
         return model
 
     monkeypatch.setattr(boundary_expand, "fit", fitted)
-    result = unlearn(problem, "boundary_expand", epochs=5, lr=0.05)
+    result = problem.unlearned("boundary_expand", epochs=5, lr=0.05)
     assert (trained["scores"].argmax(1) == CLASSES).float().mean() > 0.9  # the forget set was where it was sent
     original, scores = problem.original(), logits(result, problem.request.forget)
     assert scores.shape == (FORGET, CLASSES)
@@ -375,9 +306,7 @@ def test_expand_trains_one_class_more_and_returns_the_others_rows(
 
 
 @pytest.mark.parametrize("norm_statistics", ["moving", "frozen_in_max"])
-def test_divergence_is_nothing_before_the_first_step_and_has_no_slope(
-    norm_statistics: str, problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_divergence_is_nothing_before_the_first_step_and_has_no_slope(norm_statistics: str, problem: Problem) -> None:
     given = handed(problem, "scrub", norm_statistics=norm_statistics, forget_batch_size=32)
     model = given["model"].to(memory_format=torch.channels_last)
     batch = next(given["batches"](0))
@@ -394,12 +323,10 @@ def test_divergence_is_nothing_before_the_first_step_and_has_no_slope(
         assert steepest < 1e-6
 
 
-def test_scrub_weighs_cross_entropy_and_the_softened_divergence(
-    problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_scrub_weighs_cross_entropy_and_the_softened_divergence(problem: Problem) -> None:
     given = handed(problem, "scrub", cross_entropy_weight=0.7, divergence_weight=0.3, temperature=3.0)
     original, student = problem.original(), problem.student().eval()
-    retain, forget = batch_of(problem.request.retain), batch_of(problem.request.forget)
+    retain, forget = (batch_of(part, 40) for part in (problem.request.retain, problem.request.forget))
     near, far = (9 * kl(original(part.images), student(part.images), 3.0) for part in (retain, forget))
     assert min(near, far) > 1e-3
     loss = 0.7 * cross_entropy(student(retain.images), retain.labels) + 0.3 * near
@@ -407,11 +334,9 @@ def test_scrub_weighs_cross_entropy_and_the_softened_divergence(
     assert given["loss"](student, (forget,)).item() == pytest.approx(-far, rel=1e-4)
 
 
-def test_a_max_pass_raises_the_divergence_and_a_min_pass_lowers_it(
-    problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_max_pass_raises_the_divergence_and_a_min_pass_lowers_it(problem: Problem) -> None:
     given = handed(problem, "scrub", cross_entropy_weight=0.0, divergence_weight=1.0)
-    forget, retain = batch_of(problem.request.forget), batch_of(problem.request.retain)
+    forget, retain = (batch_of(part, 40) for part in (problem.request.forget, problem.request.retain))
 
     def distances(model: nn.Module) -> list[float]:
         teacher = problem.original()
@@ -436,22 +361,19 @@ def test_a_max_pass_raises_the_divergence_and_a_min_pass_lowers_it(
     assert after[1][1] < 0.98 * before[1]
 
 
-def test_scrub_begins_its_first_epochs_with_the_forget_set(
-    problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_scrub_begins_its_first_epochs_with_the_forget_set(problem: Problem) -> None:
     batches = handed(problem, "scrub", max_epochs=2, forget_batch_size=20)["batches"]
     orders = []
     for epoch in range(4):
         seen = list(batches(epoch))
         away = [not isinstance(batch, Batch) for batch in seen]
         assert away == [True] * (5 if epoch < 2 else 0) + [False] * 8
-        assert keys(torch.cat([batch.images for batch in seen if isinstance(batch, Batch)])) == of(
-            problem.request.retain
-        )
+        near = [batch.images for batch in seen if isinstance(batch, Batch)]
+        assert counted(torch.cat(near)) == counted(problem.request.retain)
         parts = [batch[0] for batch in seen if not isinstance(batch, Batch)]
         assert [len(part.labels) for part in parts] == ([20, 20, 20, 20, 17] if parts else [])
         if parts:
-            assert keys(torch.cat([part.images for part in parts])) == of(problem.request.forget)
+            assert counted(torch.cat([part.images for part in parts])) == counted(problem.request.forget)
         orders.append(torch.cat([batch.labels for batch in seen if isinstance(batch, Batch)]).tolist())
     assert batches.steps == 13
     assert orders[0] != orders[1]
@@ -459,7 +381,7 @@ def test_scrub_begins_its_first_epochs_with_the_forget_set(
 
 def test_scrubs_learning_rate_decays_after_its_milestones(problem: Problem) -> None:
     with session() as its:
-        unlearn(problem, "scrub", epochs=4, max_epochs=1, lr=0.001, milestones=[1, 3], lr_decay=0.5)
+        problem.unlearned("scrub", epochs=4, max_epochs=1, lr=0.001, milestones=[1, 3], lr_decay=0.5)
     assert [line["lr"] for line in its.history] == pytest.approx([0.001, 0.0005, 0.0005, 0.00025])
     assert its.sample_gradients == FORGET + 4 * RETAIN
 
@@ -467,7 +389,7 @@ def test_scrubs_learning_rate_decays_after_its_milestones(problem: Problem) -> N
 def test_norm_statistics_move_only_where_they_are_let(problem: Problem) -> None:
     [start] = norm_batches(problem.original())
     for choice, steps in (("moving", 2 * 4 + 3 * 8), ("frozen_in_max", 3 * 8), ("frozen", 0)):
-        result = unlearn(problem, "scrub", epochs=3, forget_batch_size=30, norm_statistics=choice)
+        result = problem.unlearned("scrub", epochs=3, forget_batch_size=30, norm_statistics=choice)
         assert norm_batches(result) == {start + steps}
 
 
@@ -497,7 +419,7 @@ def test_validation_images_count_as_often_as_their_class_is_forgotten() -> None:
 @pytest.fixture(scope="module")
 def after_each_epoch(problem: Problem) -> list[nn.Module]:
     """What SCRUB returns after 1, 2, ... epochs."""
-    return [unlearn(problem, "scrub", **WILD | {"epochs": epochs}) for epochs in range(1, WILD["epochs"] + 1)]
+    return [problem.unlearned("scrub", **WILD | {"epochs": epochs}) for epochs in range(1, WILD["epochs"] + 1)]
 
 
 def test_rewind_returns_the_epoch_whose_forget_error_is_closest_to_the_last_ones_on_validation_images(
@@ -511,7 +433,7 @@ def test_rewind_returns_the_epoch_whose_forget_error_is_closest_to_the_last_ones
     expected = int(np.abs(errors - target).argmin())
     assert expected < len(errors) - 1, f"the last epoch is no test of rewinding: {errors}, {target}"
     with session() as its:
-        result = unlearn(problem, "scrub", **WILD, rewind=True)
+        result = problem.unlearned("scrub", **WILD, rewind=True)
     assert changed(state_of(result), state_of(after_each_epoch[expected])) == set()
     assert changed(state_of(result), state_of(after_each_epoch[-1])) != set()
     assert not result.training
@@ -520,25 +442,16 @@ def test_rewind_returns_the_epoch_whose_forget_error_is_closest_to_the_last_ones
     assert (said["rewind_target"], said["rewind_error"]) == pytest.approx((target, errors[expected]))
 
 
-class Killed(BaseException):
-    """An interruption from outside."""
-
-
 def test_rewind_knows_the_epochs_before_an_interruption(
     problem: Problem, after_each_epoch: list[nn.Module], tmp_path: Path
 ) -> None:
-    undisturbed = unlearn(problem, "scrub", **WILD, rewind=True)
-
-    def show(label: str, line: dict[str, Any], epochs: int) -> None:
-        if line["epoch"] == 4:
-            raise Killed
-
-    with pytest.raises(Killed), session(checkpoint=tmp_path / "unfinished", checkpoint_seconds=0.0, show=show):
-        unlearn(problem, "scrub", **WILD, rewind=True)
+    run = partial(problem.unlearned, "scrub", **WILD, rewind=True)
+    undisturbed = run()
+    kill(run, tmp_path / "unfinished", 4)
     kept = content_of(tmp_path / "unfinished")
     assert {f"rewind/{epoch}.pt" for epoch in range(1, 5)} <= kept.keys()
     with session(checkpoint=tmp_path / "unfinished", checkpoint_seconds=0.0) as its:
-        result = unlearn(problem, "scrub", **WILD, rewind=True)
+        result = run()
     assert [line["epoch"] for line in its.history if "epoch" in line] == [1, 2, 3, 4, 5]
     assert changed(state_of(result), state_of(undisturbed)) == set()
     for epoch in (1, 2, 3):  # not made again
@@ -549,28 +462,24 @@ def test_rewind_knows_the_epochs_before_an_interruption(
 # Bad teacher
 
 
-def test_bad_teachers_set_is_the_forget_set_and_a_share_of_the_rest(
-    problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_bad_teachers_set_is_the_forget_set_and_a_share_of_the_rest(problem: Problem) -> None:
     epochs = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        batches = handed(problem, "bad_teacher", seed=seed)["batches"]
+        batches = handed(problem, "bad_teacher", streams=Streams("teachers", seed))["batches"]
         parts = list(batches(epoch))
         labels = torch.cat([part.labels for part in parts])
         images = torch.cat([part.images for part in parts])
-        assert keys(images[labels == 1]) == of(problem.request.forget)
-        kept = keys(images[labels == 0])
+        assert counted(images[labels == 1]) == counted(problem.request.forget)
+        kept = counted(images[labels == 0])
         assert sum(kept.values()) == 77  # 0.3 of 257, without the rest
-        assert kept <= of(problem.request.retain)
+        assert kept <= counted(problem.request.retain)
         assert all(0 < part.labels.float().mean() < 1 for part in parts)  # mixed
         epochs.append(kept)
     assert epochs[0] == epochs[1] != epochs[2]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_bad_teacher_distils_each_part_from_its_own_teacher(
-    temperature: float, problem: Problem, handed: Callable[..., dict[str, Any]]
-) -> None:
+def test_bad_teacher_distils_each_part_from_its_own_teacher(temperature: float, problem: Problem) -> None:
     given = handed(problem, "bad_teacher", temperature=temperature)
     good, bad = given["teachers"]
     assert changed(state_of(good), state_of(problem.original())) == set()
@@ -599,11 +508,11 @@ def test_bad_teacher_distils_each_part_from_its_own_teacher(
 def test_bad_teachers_student_comes_to_answer_as_it_and_is_trained_in_training_mode(problem: Problem) -> None:
     original, forget = problem.original(), problem.request.forget
     with session() as its:
-        result = unlearn(problem, "bad_teacher", epochs=6, batch_size=32, optimiser="sgd", lr=0.05)
+        result = problem.unlearned("bad_teacher", epochs=6, batch_size=32, optimiser="sgd", lr=0.05)
     assert its.history[-1]["loss"] < 0.7 * its.history[0]["loss"]
     [start] = norm_batches(original)
     assert norm_batches(result) == {start + 6 * 6}
     bad = problem.request.recipe.initialised(Streams("teachers", 0, "bad teacher")).eval()
-    batch = batch_of(forget, FORGET)
+    batch = batch_of(forget)
     assert kl(bad(batch.images), result(batch.images), 1.0) < 0.5 * kl(bad(batch.images), original(batch.images), 1.0)
     assert accuracy(result, forget) < accuracy(original, forget)
