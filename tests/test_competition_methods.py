@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws import State, changed, flags_of, state_of, yaml_of
+from laws import State, assert_an_interruption_leaves_no_trace, changed, flags_of, state_of
+from problems import Problem, few_of
 from scipy.special import log_softmax, softmax
 from scipy.stats import kstest
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from unlearn.methods.prmq import entropies, prune, round_to_half, shortened
 from unlearn.methods.rni import of_norms
 from unlearn.request import Recipe, Request
 from unlearn.session import session
-from unlearn.settings import SettingError, build, companion
+from unlearn.settings import SettingError
 from unlearn.signals import Signals, logits
 from unlearn.streams import Streams
 
@@ -38,32 +39,13 @@ NORMS = {"1.1.weight", "1.1.bias", "1.5.weight", "1.5.bias"}
 STATISTICS = {f"1.{norm}.{name}" for norm in (1, 5) for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
-class Small:
-    """A trained net of two convolutions and a dense layer, and a request to it."""
-
-    def __init__(self, lab: Lab) -> None:
-        everything = lab.request(0)
-        few = {"forget": FORGET, "retain": RETAIN, "validation": VALIDATION}
-        parts = {part: getattr(everything, part)[torch.arange(count)] for part, count in few.items()}
-        self.request: Request = replace(everything, **parts)
-        self.lab = lab
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-    def unlearned(
-        self, name: str, *, model: nn.Module | None = None, request: Request | None = None, **changes: Any
-    ) -> nn.Module:
-        method = build(yaml_of("method", name) | SETTINGS | changes, "method")
-        limited = (request or self.request).limited_to(companion(method, "NEEDS"))
-        result: nn.Module = method(model or self.original(), limited, Streams("law"))
-        return result
-
-
 @pytest.fixture(scope="module")
-def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """A net of two convolutions and a dense layer."""
     words = ["model.widths=[4,8]", "train.epochs=6", "method=retrain"]
-    return Small(Lab(composing(tmp_path_factory.mktemp("competition"), words).settings))
+    lab = Lab(composing(tmp_path_factory.mktemp("competition"), words).settings)
+    few = few_of(lab.request(0), forget=FORGET, retain=RETAIN, validation=VALIDATION)
+    return Problem(lab, few, Streams("law"), SETTINGS)
 
 
 @pytest.fixture
@@ -87,7 +69,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]
     return fits
 
 
-def network(words: list[str], compose: Callable[..., Any], small: Small) -> tuple[nn.Module, Request]:
+def network(words: list[str], compose: Callable[..., Any], small: Problem) -> tuple[nn.Module, Request]:
     """An untrained model for digits, and the request whose recipe makes such ones."""
     lab = Lab(compose(words).settings)
     with Streams("model").seeded():
@@ -132,38 +114,17 @@ INTERRUPTED = [
 ]
 
 
-def untimed(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in history]
-
-
 @pytest.mark.parametrize(("name", "changes", "epochs"), INTERRUPTED)
 def test_an_interruption_in_any_epoch_leaves_no_trace(
-    name: str, changes: dict[str, Any], epochs: int, small: Small, tmp_path: Path
+    name: str, changes: dict[str, Any], epochs: int, small: Problem, tmp_path: Path
 ) -> None:
-    with session() as undisturbed:
-        once = small.unlearned(name, **changes)
-    assert sum("epoch" in line for line in undisturbed.history) == epochs
-    for last in range(1, epochs + 1):
-        shown = 0
-
-        def interrupt(*_: Any, last: int = last) -> None:
-            nonlocal shown
-            shown += 1
-            if shown == last:
-                raise KeyboardInterrupt
-
-        kept = {"checkpoint": tmp_path / str(last), "checkpoint_seconds": 0.0}
-        with pytest.raises(KeyboardInterrupt), session(show=interrupt, **kept):
-            small.unlearned(name, **changes)
-        with session(**kept) as continued:
-            second = small.unlearned(name, **changes)
-        assert changed(state_of(once), state_of(second)) == set()
-        assert continued.sample_gradients == undisturbed.sample_gradients
-        assert untimed(continued.history) == untimed(undisturbed.history)
+    run = partial(small.unlearned, name, **changes)
+    its = assert_an_interruption_leaves_no_trace(run, tmp_path, *range(1, epochs + 1))
+    assert sum("epoch" in line for line in its.history) == epochs
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_no_image_is_augmented(name: str, small: Small) -> None:
+def test_no_image_is_augmented(name: str, small: Problem) -> None:
     parts = {part: getattr(small.request, part) for part in ("forget", "retain", "validation")}
     plain, marked = (
         replace(small.request, **{part: replace(images, augment=steps) for part, images in parts.items()})
@@ -186,7 +147,7 @@ def transformer(compose: Callable[..., Any]) -> Callable[[], nn.Module]:
 @pytest.mark.parametrize("of_dense_layers", [True, False])
 @pytest.mark.parametrize("name", METHODS)
 def test_networks_without_convolutions_are_unlearned_too(
-    name: str, of_dense_layers: bool, small: Small, compose: Callable[..., Any]
+    name: str, of_dense_layers: bool, small: Problem, compose: Callable[..., Any]
 ) -> None:
     make = dense if of_dense_layers else transformer(compose)
     recipe = Recipe(make, small.request.recipe.train)
@@ -212,7 +173,7 @@ FCS = {
 }
 
 
-def test_fanchuan_is_a_plain_loop_with_three_optimisers(small: Small) -> None:
+def test_fanchuan_is_a_plain_loop_with_three_optimisers(small: Problem) -> None:
     request, model = small.request, small.original().train()
     first, forgetting, retaining = (descent(model, lr, decay) for lr, decay in ((0.01, 0), (0.004, 0), (0.02, 0.05)))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(forgetting, T_max=3 * STEPS["forget"], eta_min=0.0004)
@@ -256,7 +217,7 @@ def test_the_forget_rounds_have_a_cosine_of_their_own_and_the_retain_rounds_none
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_fanchuan_counts_gradients_and_the_shorter_set_begins_again(swapped: bool, small: Small) -> None:
+def test_fanchuan_counts_gradients_and_the_shorter_set_begins_again(swapped: bool, small: Problem) -> None:
     forget, retain = small.request.forget, small.request.retain
     forget, retain = (retain, forget) if swapped else (forget, retain)
     with session() as its:
@@ -264,7 +225,7 @@ def test_fanchuan_counts_gradients_and_the_shorter_set_begins_again(swapped: boo
     assert its.sample_gradients == len(forget) + 2 * (len(forget) + len(retain))
 
 
-def test_fanchuan_takes_confidence_from_the_forget_set_and_keeps_it_elsewhere(small: Small) -> None:
+def test_fanchuan_takes_confidence_from_the_forget_set_and_keeps_it_elsewhere(small: Problem) -> None:
     request, original = small.request, small.original()
     still = {"uniform_lr_ratio": 0.0, "forget_lr_ratio": 0.0}
     without, uniform = (small.unlearned("fanchuan", lr=0.02, **off) for off in (still, still | {"uniform_lr_ratio": 5}))
@@ -277,7 +238,7 @@ def test_fanchuan_takes_confidence_from_the_forget_set_and_keeps_it_elsewhere(sm
 # PRMQ
 
 
-def test_prune_takes_the_entries_that_torchs_pruning_takes(small: Small) -> None:
+def test_prune_takes_the_entries_that_torchs_pruning_takes(small: Problem) -> None:
     ours, theirs, original = small.original(), small.original(), small.original()
     layers = [module for module in theirs.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     pairs = [(layer, name) for layer in layers for name, _ in layer.named_parameters()]
@@ -313,7 +274,7 @@ def test_pruned_weights_are_uniform_within_one_over_the_root_of_their_inputs() -
     assert (model[0].bias == 0).all()
 
 
-def test_prune_of_nothing_changes_nothing_and_needs_a_layer_that_is_trained(small: Small) -> None:
+def test_prune_of_nothing_changes_nothing_and_needs_a_layer_that_is_trained(small: Problem) -> None:
     model = small.original()
     prune(model, 0.0, Streams("prune"))
     assert changed(state_of(model), state_of(small.original())) == set()
@@ -324,7 +285,7 @@ def test_prune_of_nothing_changes_nothing_and_needs_a_layer_that_is_trained(smal
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(3.2, 16), (0.5, 2), (0.01, 1), (1.0, 5), (1.99, 9)])
-def test_a_fraction_of_an_epoch_is_its_first_batches(epochs: float, steps: int, small: Small) -> None:
+def test_a_fraction_of_an_epoch_is_its_first_batches(epochs: float, steps: int, small: Problem) -> None:
     whole = plain_batches(small.request.retain, "retain")
     batches, count = shortened(whole, epochs)
     parts = [list(batches(number)) for number in range(count)]
@@ -335,14 +296,14 @@ def test_a_fraction_of_an_epoch_is_its_first_batches(epochs: float, steps: int, 
             assert torch.equal(ours.images, its.images)
 
 
-def test_entropies_are_those_of_signals(small: Small) -> None:
+def test_entropies_are_those_of_signals(small: Problem) -> None:
     scores = logits(small.original(), small.request.forget)
     expected = Signals(scores, small.request.forget.labels.numpy()).entropy
     np.testing.assert_allclose(entropies(torch.from_numpy(scores)), expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("whole_class", [False, True])
-def test_prmq_is_a_plain_loop_after_the_pruning(whole_class: bool, small: Small) -> None:
+def test_prmq_is_a_plain_loop_after_the_pruning(whole_class: bool, small: Problem) -> None:
     retain = small.request.retain
     retain = retain[retain.labels != 3] if whole_class else retain
     model, original = small.original(), small.original()
@@ -364,7 +325,7 @@ def test_prmq_is_a_plain_loop_after_the_pruning(whole_class: bool, small: Small)
     assert_close(result, model, original)
 
 
-def test_prmq_rounds_to_half_precision_and_stays_in_single(small: Small) -> None:
+def test_prmq_rounds_to_half_precision_and_stays_in_single(small: Problem) -> None:
     exact, rounded = (small.unlearned("prmq", lr=0.01, half_precision=half) for half in (False, True))
     for name, value in exact.state_dict().items():
         once, constant = rounded.state_dict()[name], name in ("0.mean", "0.std") or not value.is_floating_point()
@@ -375,7 +336,7 @@ def test_prmq_rounds_to_half_precision_and_stays_in_single(small: Small) -> None
     assert changed(state_of(small.original()), state_of(still)) == STATISTICS
 
 
-def test_rounding_keeps_to_what_is_trained_and_to_finite_numbers(small: Small) -> None:
+def test_rounding_keeps_to_what_is_trained_and_to_finite_numbers(small: Problem) -> None:
     model = small.original()
     with torch.no_grad():
         model[1][5].running_var.fill_(1e6)
@@ -393,7 +354,7 @@ def test_rounding_keeps_to_what_is_trained_and_to_finite_numbers(small: Small) -
     assert model[1][8].weight[0, 0].item() == -65504.0
 
 
-def test_prmq_recovers_from_its_pruning(small: Small) -> None:
+def test_prmq_recovers_from_its_pruning(small: Problem) -> None:
     settings = {"lr": 0.05, "epochs": 20, "prune_share": 0.9}
     pruned = small.unlearned("prmq", **settings | {"lr": 1e-9})
     retrained = small.unlearned("prmq", **settings)
@@ -417,7 +378,7 @@ def test_prmq_recovers_from_its_pruning(small: Small) -> None:
     ],
 )
 def test_kde_draws_the_first_and_the_last_layer_anew(
-    words: list[str], renewed: set[str], small: Small, compose: Callable[..., Any], fits: Any
+    words: list[str], renewed: set[str], small: Problem, compose: Callable[..., Any], fits: Any
 ) -> None:
     model, request = network(words, compose, small)
     with torch.no_grad():
@@ -439,7 +400,7 @@ def test_the_first_layer_is_dense_where_there_is_no_convolution() -> None:
     assert first_layer(nn.Sequential(dense, conv := nn.Conv1d(1, 1, 1))) is conv
 
 
-def test_kde_is_the_released_pair_of_plain_loops(small: Small) -> None:
+def test_kde_is_the_released_pair_of_plain_loops(small: Problem) -> None:
     request, model, original = small.request, small.original(), small.original()
     new = request.recipe.initialised(Streams("law"))
     with torch.no_grad():
@@ -476,7 +437,7 @@ def test_kde_is_the_released_pair_of_plain_loops(small: Small) -> None:
     assert_close(result, model, original)
 
 
-def test_kde_weighs_the_divergence(small: Small, fits: Any) -> None:
+def test_kde_weighs_the_divergence(small: Problem, fits: Any) -> None:
     def loss(weight: float) -> tuple[Any, float]:
         its = fits("kde_distil", partial(small.unlearned, "kde_distil", divergence_weight=weight, lr=0.0))[1]
         batch = next(its["batches"](0))
@@ -493,7 +454,7 @@ def test_kde_weighs_the_divergence(small: Small, fits: Any) -> None:
 # RNI
 
 
-def trace(small: Small, fits: Any, model: nn.Module, request: Request, **changes: Any) -> tuple[State, list[Any]]:
+def trace(small: Problem, fits: Any, model: nn.Module, request: Request, **changes: Any) -> tuple[State, list[Any]]:
     flags = flags_of(model)
     before = state_of(model)
     steps = fits("rni", lambda: small.unlearned("rni", model=model, request=request, **changes))
@@ -501,7 +462,7 @@ def trace(small: Small, fits: Any, model: nn.Module, request: Request, **changes
     return before, steps
 
 
-def test_rni_shakes_and_trains_few_tensors_at_a_time(small: Small, compose: Callable[..., Any], fits: Any) -> None:
+def test_rni_shakes_and_trains_few_tensors_at_a_time(small: Problem, compose: Callable[..., Any], fits: Any) -> None:
     model, request = network(["model=resnet20"], compose, small)
     norms, every = of_norms(model), set(flags_of(model))
     assert len(norms) == 2 * 19
@@ -526,7 +487,7 @@ def test_rni_shakes_and_trains_few_tensors_at_a_time(small: Small, compose: Call
     assert kstest(np.concatenate(values) / 0.04, "norm").pvalue > 1e-3
 
 
-def test_rni_adds_noise_when_and_where_it_is_asked_to(small: Small, compose: Callable[..., Any], fits: Any) -> None:
+def test_rni_adds_noise_when_and_where_it_is_asked_to(small: Problem, compose: Callable[..., Any], fits: Any) -> None:
     model, request = network(["model=resnet20"], compose, small)
     settings = {"epochs": 3, "last_lr_ratios": [], "tensors": 5, "noisy_share": 1.0, "noise": 2.0, "lr": 0.1}
     _, steps = trace(small, fits, model, request, quiet_epochs=0, **settings)
@@ -545,7 +506,7 @@ def test_rni_adds_noise_when_and_where_it_is_asked_to(small: Small, compose: Cal
     assert float(noise) == pytest.approx(2.0, rel=0.2)
 
 
-def test_rni_chooses_half_of_the_tensors_of_a_small_network(small: Small, fits: Any) -> None:
+def test_rni_chooses_half_of_the_tensors_of_a_small_network(small: Problem, fits: Any) -> None:
     model = small.original()
     for number, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(number > 0)  # the first convolution is fixed
@@ -557,7 +518,7 @@ def test_rni_chooses_half_of_the_tensors_of_a_small_network(small: Small, fits: 
     assert [its["lr"] for its in steps] == pytest.approx([2e-4, 1e-3])  # the last two of the four ratios
 
 
-def test_layer_norms_are_norms_and_position_embeddings_are_not(small: Small, compose: Callable[..., Any]) -> None:
+def test_layer_norms_are_norms_and_position_embeddings_are_not(small: Problem, compose: Callable[..., Any]) -> None:
     model, _ = network(["model=vit_tiny", "model.depth=1"], compose, small)
     expected = {
         f"1.{name}.{part}" for name in ("blocks.0.norm1", "blocks.0.norm2", "norm") for part in ("weight", "bias")
@@ -565,7 +526,7 @@ def test_layer_norms_are_norms_and_position_embeddings_are_not(small: Small, com
     assert of_norms(model) == expected
 
 
-def test_rni_is_a_plain_loop_with_a_fresh_optimiser_each_epoch(small: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rni_is_a_plain_loop_with_a_fresh_optimiser_each_epoch(small: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     """What each epoch starts from is taken from the method; what it makes of that is done again by hand."""
     ends: list[tuple[State, State]] = []
 
@@ -593,6 +554,6 @@ def test_rni_is_a_plain_loop_with_a_fresh_optimiser_each_epoch(small: Small, mon
     assert len(moved[0] - NORMS - STATISTICS) == 2
 
 
-def test_rni_recovers_from_its_new_classifier_and_its_noise(small: Small) -> None:
+def test_rni_recovers_from_its_new_classifier_and_its_noise(small: Problem) -> None:
     shaken, result = (small.unlearned("rni", lr=lr, noise=0.1) for lr in (1e-9, 0.05))
     assert confidence(result, small.request.retain) > confidence(shaken, small.request.retain) + 0.3

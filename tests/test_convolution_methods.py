@@ -3,20 +3,22 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from laws import changed, flags_of, state_of, yaml_of
+from laws import assert_an_interruption_leaves_no_trace, changed, flags_of, state_of, yaml_of
+from problems import Problem, batch_of, few_of
 from scipy.stats import kstest, norm
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from unlearn.batches import shuffled
-from unlearn.data.images import Images, as_model_input
+from unlearn.data.images import Images
 from unlearn.lab import Lab
 from unlearn.layers import scope
 from unlearn.methods.cfw import balanced
@@ -25,7 +27,7 @@ from unlearn.models.vit_tiny import vit_tiny
 from unlearn.request import Request
 from unlearn.schedules import cosine_by_epoch
 from unlearn.session import session
-from unlearn.settings import SettingError, build, companion
+from unlearn.settings import SettingError
 from unlearn.signals import Signals, logits
 from unlearn.streams import Streams
 
@@ -36,31 +38,12 @@ FIRST, SECOND = "1.0.weight", "1.4.weight"  # the convolutions of the small net;
 STREAMS = Streams("kernels")
 
 
-class Small:
-    """A trained net of two convolutions and a dense layer, and what remains and goes of its images."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        everything = lab.request(0)
-        few = [part[torch.arange(count)] for part, count in ((everything.retain, 193), (everything.forget, 97))]
-        self.request: Request = replace(everything, retain=few[0], forget=few[1])
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-    def unlearned(
-        self, name: str, *, model: nn.Module | None = None, request: Request | None = None, **changes: Any
-    ) -> nn.Module:
-        method = build(yaml_of("method", name) | changes, "method")
-        limited = (request or self.request).limited_to(companion(method, "NEEDS"))
-        result: nn.Module = method(model or self.original(), limited, STREAMS)
-        return result
-
-
 @pytest.fixture(scope="module")
-def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """A net of two convolutions and a dense layer."""
     words = ["model.widths=[4,8]", "train.epochs=2", "method=retrain", "dataset.label_noise=0"]
-    return Small(Lab(composing(tmp_path_factory.mktemp("small"), words).settings))
+    lab = Lab(composing(tmp_path_factory.mktemp("small"), words).settings)
+    return Problem(lab, few_of(lab.request(0), retain=193, forget=97), STREAMS)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -76,7 +59,8 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, Tens
 def gradient(model: nn.Module, images: Images) -> dict[str, Tensor]:
     """Of the mean cross-entropy over all images, in one batch, as plain torch has it."""
     model.eval().zero_grad()
-    nn.functional.cross_entropy(model(as_model_input(images.pixels, torch.device("cpu"))), images.labels).backward()
+    batch = batch_of(images)
+    nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
@@ -114,15 +98,14 @@ def assert_close(ours: nn.Module, by_hand: nn.Module, original: nn.Module) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_images_are_not_augmented(name: str, small: Small) -> None:
+def test_images_are_not_augmented(name: str, small: Problem) -> None:
     augmented = replace(small.request, retain=replace(small.request.retain, augment=("crop", "flip")))
-    method = build(yaml_of("method", name) | {"epochs": 1}, "method")
-    states = [state_of(method(small.original(), request, STREAMS)) for request in (small.request, augmented)]
+    states = [state_of(small.unlearned(name, request, epochs=1)) for request in (small.request, augmented)]
     assert changed(*states) == set()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_that_do_not_learn_stay_and_the_history_says_so(name: str, small: Small) -> None:
+def test_weights_that_do_not_learn_stay_and_the_history_says_so(name: str, small: Problem) -> None:
     for layers, kernels in (("all", {FIRST, SECOND}), (["4"], {SECOND}), (["8"], set())):
         model = small.original()
         before, flags = weights_of(model), flags_of(model)
@@ -138,29 +121,16 @@ def test_weights_that_do_not_learn_stay_and_the_history_says_so(name: str, small
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_learning_rate_nothing_moves(name: str, small: Small) -> None:
+def test_without_a_learning_rate_nothing_moves(name: str, small: Problem) -> None:
     result = small.unlearned(name, **STILL | {"lr": 0.0, "epochs": 3})
     assert moved(weights_of(small.original()), weights_of(result)) == {}
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_interruption_leaves_no_trace(name: str, epoch: int, small: Small, tmp_path: Path) -> None:
-    def interrupt(label: str, line: dict[str, Any], epochs: int) -> None:
-        if line["epoch"] == epoch:
-            raise KeyboardInterrupt
-
+def test_an_interruption_leaves_no_trace(name: str, epoch: int, small: Problem, tmp_path: Path) -> None:
     changes = {"epochs": 4, "lr": 0.02} | ({"second_noise": 0.3} if name == "cfw" else {})
-    kept = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
-    with pytest.raises(KeyboardInterrupt), session(show=interrupt, **kept):
-        small.unlearned(name, **changes)
-    with session(**kept) as continued:
-        second = small.unlearned(name, **changes)
-    with session() as undisturbed:
-        once = small.unlearned(name, **changes)
-    assert changed(state_of(once), state_of(second)) == set()
-    assert continued.sample_gradients == undisturbed.sample_gradients
-    assert [line.get("loss") for line in continued.history] == [line.get("loss") for line in undisturbed.history]
+    assert_an_interruption_leaves_no_trace(partial(small.unlearned, name, **changes), tmp_path, epoch)
 
 
 def flat_net() -> nn.Module:
@@ -169,7 +139,7 @@ def flat_net() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_net_without_convolutions_is_refused_before_it_is_touched(name: str, small: Small) -> None:
+def test_a_net_without_convolutions_is_refused_before_it_is_touched(name: str, small: Problem) -> None:
     key = "method=ct" if name == "ct" else f"method.weights={yaml_of('method', name)['weights']}"
     model = flat_net()
     with session() as its, pytest.raises(SettingError, match=rf"^{key}.*: needs a model with a convolution"):
@@ -179,7 +149,7 @@ def test_a_net_without_convolutions_is_refused_before_it_is_touched(name: str, s
 
 
 @pytest.mark.parametrize("name", ["msg", "cfw"])
-def test_the_fallback_of_such_a_net_are_its_dense_layers(name: str, small: Small) -> None:
+def test_the_fallback_of_such_a_net_are_its_dense_layers(name: str, small: Problem) -> None:
     found = moved(weights_of(flat_net()), weights_of(small.unlearned(name, model=flat_net(), weights="all", **STILL)))
     assert found.keys() == {"1.weight", "3.weight"}
     with_convolutions = small.unlearned(name, weights="all", **STILL)
@@ -188,7 +158,7 @@ def test_the_fallback_of_such_a_net_are_its_dense_layers(name: str, small: Small
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_of_a_vision_transformer_the_patch_embedding_is_changed(name: str, small: Small) -> None:
+def test_of_a_vision_transformer_the_patch_embedding_is_changed(name: str, small: Problem) -> None:
     def net() -> nn.Module:
         with STREAMS.seeded("transformer"):
             return vit_tiny((1, 8, 8), 10, depth=1, dropout=0.0)
@@ -198,7 +168,7 @@ def test_of_a_vision_transformer_the_patch_embedding_is_changed(name: str, small
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_goes_is_worse_known_and_what_stays_is_learned_again(name: str, small: Small) -> None:
+def test_what_goes_is_worse_known_and_what_stays_is_learned_again(name: str, small: Problem) -> None:
     def losses(model: nn.Module) -> tuple[float, float]:
         parts = (small.request.forget, small.request.retain)
         values = [Signals(logits(model, part), part.labels.numpy()).loss.mean() for part in parts]
@@ -220,7 +190,7 @@ def test_what_goes_is_worse_known_and_what_stays_is_learned_again(name: str, sma
 # MSG
 
 
-def test_msg_draws_anew_the_weights_of_smallest_contrast(small: Small) -> None:
+def test_msg_draws_anew_the_weights_of_smallest_contrast(small: Problem) -> None:
     request, original = small.request, small.original()
     order = torch.randperm(193, generator=STREAMS("subset"))[:97]
     of_retain = gradient(small.original(), request.retain[order])
@@ -237,8 +207,8 @@ def test_msg_draws_anew_the_weights_of_smallest_contrast(small: Small) -> None:
             assert set(entries.flatten().nonzero().flatten().tolist()) == set(smallest.tolist())
 
 
-def test_msg_counts_the_gradients_of_both_sides_and_takes_all_that_stays_if_that_is_fewer(small: Small) -> None:
-    few = replace(small.request, retain=small.request.retain[torch.arange(20)])
+def test_msg_counts_the_gradients_of_both_sides_and_takes_all_that_stays_if_that_is_fewer(small: Problem) -> None:
+    few = few_of(small.request, retain=20)
     with session() as its:
         found = contrast(small.original(), few, STREAMS)
     assert its.sample_gradients == 20 + 97
@@ -247,7 +217,7 @@ def test_msg_counts_the_gradients_of_both_sides_and_takes_all_that_stays_if_that
         torch.testing.assert_close(entries, sides[0][name] - sides[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_msg_draws_from_the_law_of_he(small: Small) -> None:
+def test_msg_draws_from_the_law_of_he(small: Problem) -> None:
     def wide() -> nn.Module:
         with STREAMS.seeded("wide"):
             return nn.Sequential(nn.Conv2d(1, 30, 5), nn.Conv2d(30, 20, 4), nn.Flatten(), nn.Linear(20, 10))
@@ -262,7 +232,7 @@ def test_msg_draws_from_the_law_of_he(small: Small) -> None:
     assert set(moved(before, after)) == {"0.weight", "1.weight"}  # not the biases
 
 
-def test_msg_is_damped_descent_by_hand(small: Small) -> None:
+def test_msg_is_damped_descent_by_hand(small: Problem) -> None:
     by_hand = small.unlearned("msg", **STILL | {"lr": 1e-30})  # drawn anew, and norm statistics moved
     by_hand.load_state_dict(
         {name: value for name, value in small.original().state_dict().items() if "running" in name or "num" in name},
@@ -297,19 +267,19 @@ def test_msg_rises_and_falls_by_equal_parts() -> None:
 # CT
 
 
-def test_ct_answers_transposed_images_as_the_original_does(small: Small) -> None:
+def test_ct_answers_transposed_images_as_the_original_does(small: Problem) -> None:
     features = small.original()[1][:4]  # to the first pool
     transposed = small.unlearned("ct", **STILL)[1][:4]
     transposed.load_state_dict(
         {name: value for name, value in features.state_dict().items() if "running" in name}, strict=False
     )
-    images = as_model_input(small.request.retain.pixels, torch.device("cpu"))
+    images = batch_of(small.request.retain).images
     with torch.no_grad():
         torch.testing.assert_close(transposed(images.mT), features(images).mT, rtol=1e-4, atol=1e-4)
         assert (transposed(images) - features(images)).abs().max() > 0.1
 
 
-def test_ct_is_descent_from_transposed_kernels_by_hand(small: Small) -> None:
+def test_ct_is_descent_from_transposed_kernels_by_hand(small: Problem) -> None:
     by_hand = small.original()
     with torch.no_grad():
         for kernel in (by_hand.get_parameter(FIRST), by_hand.get_parameter(SECOND)):
@@ -319,7 +289,7 @@ def test_ct_is_descent_from_transposed_kernels_by_hand(small: Small) -> None:
     assert_close(small.unlearned("ct", lr=0.03), by_hand, small.original())
 
 
-def test_ct_leaves_kernels_without_a_transpose_and_refuses_a_net_of_these(small: Small) -> None:
+def test_ct_leaves_kernels_without_a_transpose_and_refuses_a_net_of_these(small: Problem) -> None:
     def net(kernels: list[Any]) -> nn.Module:
         with STREAMS.seeded("layers"):
             layers = [nn.Conv2d(1 if number == 0 else 3, 3, kernel) for number, kernel in enumerate(kernels)]
@@ -349,7 +319,7 @@ def test_the_cosine_by_epoch_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("weights", ["first", "convolutions"])
-def test_cfw_adds_gaussian_noise_of_the_deviation_asked_for(weights: str, small: Small) -> None:
+def test_cfw_adds_gaussian_noise_of_the_deviation_asked_for(weights: str, small: Problem) -> None:
     def wide() -> nn.Module:
         with STREAMS.seeded("wide"):
             return nn.Sequential(nn.Conv2d(1, 30, 5), nn.Conv2d(30, 20, 4), nn.Flatten(), nn.Linear(20, 10))
@@ -365,7 +335,7 @@ def test_cfw_adds_gaussian_noise_of_the_deviation_asked_for(weights: str, small:
         assert abs(np.corrcoef(noises[0], noises[1][: len(noises[0])])[0, 1]) < 0.15
 
 
-def test_cfw_adds_its_second_noise_before_the_last_epoch_only(small: Small) -> None:
+def test_cfw_adds_its_second_noise_before_the_last_epoch_only(small: Problem) -> None:
     for epochs in (1, 2, 3):
         settings = STILL | {"epochs": epochs, "noise": 0.0, "second_noise": 0.1}
         found = weights_of(small.unlearned("cfw", **settings))[FIRST] - weights_of(small.original())[FIRST]
@@ -379,7 +349,7 @@ def test_cfw_adds_its_second_noise_before_the_last_epoch_only(small: Small) -> N
 
 
 @pytest.mark.parametrize("compat", [None, "released"])
-def test_cfw_is_descent_on_the_weighted_loss_by_hand(compat: str | None, small: Small) -> None:
+def test_cfw_is_descent_on_the_weighted_loss_by_hand(compat: str | None, small: Problem) -> None:
     merged = small.request.retain.labels.clone()
     merged[merged == 3] = 8  # so that the classes are not of one size, and one has gone
     request, labels = replace(small.request, retain=small.request.retain.relabelled(merged)), merged.numpy()

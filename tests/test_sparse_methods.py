@@ -1,14 +1,15 @@
 """Methods that move few weights or make them few: l1-sparse, CF-k, EU-k, SalUn and SalUn-soft, on digits."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from laws import changed, flags_of, state_of, yaml_of
+from laws import assert_an_interruption_leaves_no_trace, changed, flags_of, state_of, yaml_of
+from problems import Problem, few_of
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
@@ -22,9 +23,8 @@ from unlearn.methods.eu_k import warm_restarts
 from unlearn.methods.l1_sparse import l1_norm, penalties
 from unlearn.methods.random_label import random_labels
 from unlearn.methods.salun_soft import share_at
-from unlearn.request import Request
 from unlearn.session import session
-from unlearn.settings import SettingError, build, companion
+from unlearn.settings import SettingError, build
 from unlearn.streams import Streams
 
 PLAIN: dict[str, Any] = {
@@ -39,29 +39,12 @@ LAST_TWO = LAST | {"1.4.weight"} | {f"1.5.{name}" for name in ("weight", "bias")
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
 
-class Small:
-    """A trained net of two convolutions and a dense layer, and what remains and goes of its images."""
-
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
-        everything = lab.request(0)
-        few = [part[torch.arange(count)] for part, count in ((everything.retain, 193), (everything.forget, 97))]
-        self.request: Request = replace(everything, retain=few[0], forget=few[1])
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-    def unlearned(self, name: str, *, seed: int = 0, model: nn.Module | None = None, **changes: Any) -> nn.Module:
-        method = build(yaml_of("method", name) | PLAIN | changes, "method")
-        request = self.request.limited_to(companion(method, "NEEDS"))
-        result: nn.Module = method(model or self.original(), request, Streams("law", seed))
-        return result
-
-
 @pytest.fixture(scope="module")
-def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """A net of two convolutions and a dense layer."""
     words = ["model.widths=[4,8]", "train.epochs=2", "method=retrain"]
-    return Small(Lab(composing(tmp_path_factory.mktemp("small"), words).settings))
+    lab = Lab(composing(tmp_path_factory.mktemp("small"), words).settings)
+    return Problem(lab, few_of(lab.request(0), retain=193, forget=97), Streams("law", 0), PLAIN)
 
 
 def numbers(model: nn.Module) -> Tensor:
@@ -82,7 +65,7 @@ def backward(model: nn.Module, batch: Any) -> None:
 # What they share
 
 
-def test_an_epoch_is_announced_before_its_first_batch(small: Small) -> None:
+def test_an_epoch_is_announced_before_its_first_batch(small: Problem) -> None:
     seen: list[Any] = []
     plain = shuffled(small.request.forget, 64, Streams("announced"))
     batches = announced(plain, seen.append)
@@ -104,22 +87,9 @@ def test_an_epoch_is_announced_before_its_first_batch(small: Small) -> None:
         ("salun_soft", {"reference": "original"}),
     ],
 )
-def test_an_interruption_leaves_no_trace(name: str, changes: dict[str, Any], small: Small, tmp_path: Path) -> None:
-    def interrupt(label: str, line: dict[str, Any], epochs: int) -> None:
-        if line["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    settings = {"epochs": 3, **changes}
-    kept = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
-    with pytest.raises(KeyboardInterrupt), session(show=interrupt, **kept):
-        small.unlearned(name, **settings)
-    with session(**kept) as continued:
-        second = small.unlearned(name, **settings)
-    with session() as undisturbed:
-        once = small.unlearned(name, **settings)
-    assert changed(state_of(once), state_of(second)) == set()
-    assert continued.sample_gradients == undisturbed.sample_gradients
-    assert [line.keys() for line in continued.history] == [line.keys() for line in undisturbed.history]
+def test_an_interruption_leaves_no_trace(name: str, changes: dict[str, Any], small: Problem, tmp_path: Path) -> None:
+    run = partial(small.unlearned, name, **{"epochs": 3, **changes})
+    assert_an_interruption_leaves_no_trace(run, tmp_path, 2)
 
 
 # l1-sparse
@@ -142,7 +112,7 @@ def test_the_slope_of_the_norm_is_the_sign_and_at_zero_nothing() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["decreasing", "constant"])
-def test_l1_sparse_adds_the_sign_of_every_parameter_to_its_gradient(schedule: str, small: Small) -> None:
+def test_l1_sparse_adds_the_sign_of_every_parameter_to_its_gradient(schedule: str, small: Problem) -> None:
     weights = {"decreasing": [0.02, 0.01, 0.0], "constant": [0.02, 0.02, 0.0]}[schedule]
     by_hand = small.original().train()
     retain, optimiser = shuffled(small.request.retain, 64, Streams("law", 0)), descent(by_hand)
@@ -161,14 +131,14 @@ def test_l1_sparse_adds_the_sign_of_every_parameter_to_its_gradient(schedule: st
     assert numbers(result).abs().sum() < plain.abs().sum()
 
 
-def test_without_a_penalty_l1_sparse_is_fine_tuning(small: Small) -> None:
+def test_without_a_penalty_l1_sparse_is_fine_tuning(small: Problem) -> None:
     plain = state_of(small.unlearned("finetune"))
     for nothing in ({"gamma": 0.0}, {"gamma": 1.0, "plain_epochs": 2}):
         assert changed(plain, state_of(small.unlearned("l1_sparse", **nothing))) == set()
     assert changed(plain, state_of(small.unlearned("l1_sparse", gamma=1e-4)))
 
 
-def test_l1_sparse_tells_what_share_of_the_parameters_is_near_zero(small: Small) -> None:
+def test_l1_sparse_tells_what_share_of_the_parameters_is_near_zero(small: Problem) -> None:
     shares = []
     for gamma in (0.0, 0.05):
         with session() as its:
@@ -216,7 +186,7 @@ def test_as_many_layers_as_there_are_are_all_of_a_network(name: str) -> None:
         last_modules(net, count + 1)
 
 
-def test_what_does_not_learn_is_in_eval_mode_in_every_pass_and_all_is_undone(small: Small) -> None:
+def test_what_does_not_learn_is_in_eval_mode_in_every_pass_and_all_is_undone(small: Problem) -> None:
     model = small.original()
     before = flags_of(model)
     with session() as its, only_last(model, 2):
@@ -237,7 +207,7 @@ def test_what_does_not_learn_is_in_eval_mode_in_every_pass_and_all_is_undone(sma
 
 
 @pytest.mark.parametrize("name", ["cf_k", "eu_k"])
-def test_only_the_last_layers_and_their_statistics_change(name: str, small: Small) -> None:
+def test_only_the_last_layers_and_their_statistics_change(name: str, small: Problem) -> None:
     before = state_of(small.original())
     assert changed(before, state_of(small.unlearned(name, k=1))) == LAST
     assert changed(before, state_of(small.unlearned(name, k=2))) == LAST_TWO | {f"1.5.{part}" for part in STATISTICS}
@@ -245,7 +215,7 @@ def test_only_the_last_layers_and_their_statistics_change(name: str, small: Smal
 
 
 @pytest.mark.parametrize("name", ["cf_k", "eu_k"])
-def test_the_last_layers_keep_to_a_scope(name: str, small: Small) -> None:
+def test_the_last_layers_keep_to_a_scope(name: str, small: Problem) -> None:
     before = state_of(small.original())
     for layers, k, moved in ((["8"], 2, LAST), (["0", "1", "4"], 2, {"1.4.weight"})):
         model = small.original()
@@ -257,7 +227,7 @@ def test_the_last_layers_keep_to_a_scope(name: str, small: Small) -> None:
         small.unlearned(name, k=1, model=model)
 
 
-def test_cf_k_of_all_layers_is_fine_tuning(small: Small) -> None:
+def test_cf_k_of_all_layers_is_fine_tuning(small: Problem) -> None:
     plain = state_of(small.unlearned("finetune"))
     assert changed(plain, state_of(small.unlearned("cf_k", k=3))) == set()
     assert changed(plain, state_of(small.unlearned("cf_k", k=2)))
@@ -266,7 +236,7 @@ def test_cf_k_of_all_layers_is_fine_tuning(small: Small) -> None:
 # EU-k
 
 
-def test_eu_k_of_all_layers_is_a_retrained_model(small: Small) -> None:
+def test_eu_k_of_all_layers_is_a_retrained_model(small: Problem) -> None:
     train = small.lab.settings["train"]
     settings = {key: train[key] for key in ("epochs", "batch_size", "lr", "momentum", "weight_decay", "clip")}
     retrained = state_of(build(yaml_of("method", "retrain"), "method")(None, small.request, Streams("law", 0)))
@@ -283,9 +253,9 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(("k", "renewed"), [(1, LAST), (2, LAST_TWO)])
-def test_eu_k_draws_its_layers_from_the_stream_of_initialisations(k: int, renewed: set[str], small: Small) -> None:
+def test_eu_k_draws_its_layers_from_the_stream_of_initialisations(k: int, renewed: set[str], small: Problem) -> None:
     original = state_of(small.original())
-    drawn = {seed: state_of(small.unlearned("eu_k", k=k, seed=seed)) for seed in (0, 1)}
+    drawn = {seed: state_of(small.unlearned("eu_k", k=k, streams=Streams("law", seed))) for seed in (0, 1)}
     statistics = {f"1.5.{part}" for part in STATISTICS} if k == 2 else set()
     for seed, state in drawn.items():
         new = state_of(small.request.recipe.initialised(Streams("law", seed)))
@@ -315,7 +285,7 @@ RATES = {
 
 
 @pytest.mark.parametrize("schedule", RATES)
-def test_eu_k_trains_by_its_schedule_and_clips(schedule: str, small: Small) -> None:
+def test_eu_k_trains_by_its_schedule_and_clips(schedule: str, small: Problem) -> None:
     settings = {"epochs": 3, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "floor": 0.1, "clip": 1e-3}
     with session() as its:
         model = small.unlearned("eu_k", schedule=schedule, **settings)
@@ -330,7 +300,7 @@ SALUN = {"mask_share": 0.3, "order": "sequential"}
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_salun_moves_the_most_salient_entries_and_no_bit_of_another(share: float, small: Small) -> None:
+def test_salun_moves_the_most_salient_entries_and_no_bit_of_another(share: float, small: Problem) -> None:
     original = small.original()
     mask = salient(original, small.request.forget, share)
     result = small.unlearned("salun", mask_share=share)
@@ -345,7 +315,7 @@ def test_salun_moves_the_most_salient_entries_and_no_bit_of_another(share: float
 
 
 @pytest.mark.parametrize("changes", [{"order": "sequential"}, {"order": "mixed", "labels": "other", "redraw": "once"}])
-def test_salun_of_all_entries_is_random_labelling(changes: dict[str, str], small: Small) -> None:
+def test_salun_of_all_entries_is_random_labelling(changes: dict[str, str], small: Problem) -> None:
     plain = state_of(small.unlearned("random_label", **changes))
     for compat in (None, "released"):
         for share in (1.0, 0.9):
@@ -355,7 +325,7 @@ def test_salun_of_all_entries_is_random_labelling(changes: dict[str, str], small
             assert its.sample_gradients == 2 * (97 + 193) + 97
 
 
-def test_the_released_mask_lets_weight_decay_by(small: Small) -> None:
+def test_the_released_mask_lets_weight_decay_by(small: Problem) -> None:
     original, steps = small.original(), 2 * (2 + 3)
     mask = salient(original, small.request.forget, 0.3)
     decayed = small.original()
@@ -375,7 +345,7 @@ def test_the_released_mask_lets_weight_decay_by(small: Small) -> None:
     assert changed(*without) == set()
 
 
-def test_a_filter_leaves_the_loss_and_the_salient_gradients_alone(small: Small) -> None:
+def test_a_filter_leaves_the_loss_and_the_salient_gradients_alone(small: Problem) -> None:
     model = small.original()
     mask = salient(model, small.request.forget, 0.3)
     batch = next(shuffled(small.request.retain, 64, Streams("filter"))(0))
@@ -414,7 +384,7 @@ def test_the_share_that_is_put_back_falls_epoch_by_epoch() -> None:
 
 @pytest.mark.parametrize("order", ["mixed", "sequential"])
 @pytest.mark.parametrize("reference", ["epoch", "original"])
-def test_salun_soft_is_random_labelling_with_a_threshold(reference: str, order: Any, small: Small) -> None:
+def test_salun_soft_is_random_labelling_with_a_threshold(reference: str, order: Any, small: Problem) -> None:
     streams, request = Streams("law", 0), small.request
     forget = random_labels(request, "all", "each_epoch", streams)
     batches: Batches = relabelled(request.retain, forget, len(request.forget), order, 64, streams)
@@ -443,14 +413,14 @@ def test_salun_soft_is_random_labelling_with_a_threshold(reference: str, order: 
     assert (unmoved >= rank) == (reference == "original")
 
 
-def test_salun_soft_that_puts_nothing_back_is_random_labelling(small: Small) -> None:
+def test_salun_soft_that_puts_nothing_back_is_random_labelling(small: Problem) -> None:
     plain = state_of(small.unlearned("random_label", order="mixed"))
     for share in (0.0, 0.5):
         result = state_of(small.unlearned("salun_soft", share=share, order="mixed"))
         assert (changed(plain, result) == set()) == (share == 0.0)
 
 
-def test_an_entry_that_was_put_back_is_that_of_the_epochs_start(small: Small) -> None:
+def test_an_entry_that_was_put_back_is_that_of_the_epochs_start(small: Problem) -> None:
     original = numbers(small.original())
     unmoved = (numbers(small.unlearned("salun_soft", share=0.5, epochs=1)) == original).sum().item()
     steps = 5  # 290 images in batches of 64

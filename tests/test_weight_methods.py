@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws import changed, state_of, yaml_of
+from laws import assert_an_interruption_leaves_no_trace, changed, state_of, yaml_of
+from problems import Problem, batch_of, few_of
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from unlearn.batches import Batch, Batches, numbered, shuffled
-from unlearn.data.images import Images, as_model_input
+from unlearn.data.images import Images
 from unlearn.lab import Lab
 from unlearn.layers import scope
 from unlearn.loop import fit
 from unlearn.methods.negmerge import consensus
 from unlearn.methods.scissorhands import projected
 from unlearn.methods.sfr_on import losses_of, rounds, weighted
-from unlearn.request import Request
 from unlearn.session import session
-from unlearn.settings import SettingError, build, companion
+from unlearn.settings import SettingError, build
 from unlearn.signals import accuracy
 from unlearn.streams import Streams
 
-CPU = torch.device("cpu")
 FORGET, RETAIN = 41, 75
 PLAIN: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 0.02, "momentum": 0.9}
 DECAY = {"weight_decay": 5e-3}
@@ -43,22 +43,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class Small:
+class Small(Problem):
     """A trained net of two convolutions and a dense layer, and few images that remain and that go."""
 
-    def __init__(self, lab: Lab) -> None:
-        everything = lab.request(0)
-        few = [part[torch.arange(count)] for part, count in ((everything.retain, RETAIN), (everything.forget, FORGET))]
-        self.lab, self.request = lab, replace(everything, retain=few[0], forget=few[1])
-
     def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original()).to(memory_format=torch.channels_last)
+        return super().original().to(memory_format=torch.channels_last)
 
-    def unlearned(self, name: str, *, seed: int = 0, model: nn.Module | None = None, **changes: Any) -> nn.Module:
-        method = build(yaml_of("method", name) | PLAIN | METHODS[name] | changes, "method")
-        request: Request = self.request.limited_to(companion(method, "NEEDS"))
-        result: nn.Module = method(model or self.original(), request, Streams("law", seed))
-        return result
+    def unlearned(self, name: str, *given: Any, **changes: Any) -> nn.Module:
+        return super().unlearned(name, *given, **METHODS[name] | changes)
 
     def batches(self, part: str) -> Batches:
         """The batches of a part as every method here makes them."""
@@ -68,7 +60,8 @@ class Small:
 @pytest.fixture(scope="module")
 def small(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Small:
     words = ["model.widths=[4,8]", "train.epochs=6", "method=retrain"]
-    return Small(Lab(composing(tmp_path_factory.mktemp("weights"), words).settings))
+    lab = Lab(composing(tmp_path_factory.mktemp("weights"), words).settings)
+    return Small(lab, few_of(lab.request(0), retain=RETAIN, forget=FORGET), Streams("law", 0), PLAIN)
 
 
 def descent(model: nn.Module, weight_decay: float = DECAY["weight_decay"]) -> torch.optim.SGD:
@@ -77,10 +70,6 @@ def descent(model: nn.Module, weight_decay: float = DECAY["weight_decay"]) -> to
 
 def loss_of(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
     return nn.functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=smoothing)
-
-
-def whole(images: Images) -> Batch:
-    return Batch(as_model_input(images.pixels, CPU), images.labels)
 
 
 def slopes_of(model: nn.Module, batch: Batch) -> list[Tensor]:
@@ -110,24 +99,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_an_interruption_leaves_no_trace(name: str, killed_at: int, small: Small, tmp_path: Path) -> None:
     settings = {"epochs": 2} if name == "negmerge" else {"epochs": 6}
-    shown = 0
-
-    def interrupt(label: str, line: dict[str, Any], epochs: int) -> None:
-        nonlocal shown
-        shown += 1
-        if shown == killed_at:
-            raise KeyboardInterrupt
-
-    kept = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
-    with pytest.raises(KeyboardInterrupt), session(show=interrupt, **kept):
-        small.unlearned(name, **settings)
-    with session(**kept) as continued:
-        second = small.unlearned(name, **settings)
-    with session() as undisturbed:
-        once = small.unlearned(name, **settings)
-    assert changed(state_of(once), state_of(second)) == set()
-    assert continued.sample_gradients == undisturbed.sample_gradients
-    assert [line.keys() for line in continued.history] == [line.keys() for line in undisturbed.history]
+    assert_an_interruption_leaves_no_trace(partial(small.unlearned, name, **settings), tmp_path, killed_at)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -138,15 +110,9 @@ def test_a_transformer_without_convolutions_behind_its_stem_is_unlearned_too(
     with Streams("transformer").seeded():
         model = lab.build_model()
     before = state_of(model)
-    few = replace(
-        small.request,
-        forget=small.request.forget[torch.arange(3)],
-        retain=small.request.retain[torch.arange(20)],
-        recipe=lab.request(0).recipe,
-    )
+    few = replace(few_of(small.request, forget=3, retain=20), recipe=lab.request(0).recipe)
     changes = {"epochs": 1} | ({"search": False} if name == "negmerge" else {})
-    method = build(yaml_of("method", name) | PLAIN | METHODS[name] | changes, "method")
-    after = state_of(method(model, few, Streams("transformer")))
+    after = state_of(small.unlearned(name, few, model=model, streams=Streams("transformer"), **changes))
     assert changed(before, after)
 
 
@@ -178,7 +144,7 @@ def fishers(model: nn.Module, images: Images, size: int) -> list[Tensor]:
     order = torch.randperm(len(images), generator=Streams("law", 0)("importance"))
     sums = [torch.zeros_like(parameter) for parameter in model.parameters()]
     for rows in order.split(size):
-        for total, slope in zip(sums, slopes_of(model, whole(images[rows])), strict=True):
+        for total, slope in zip(sums, slopes_of(model, batch_of(images[rows])), strict=True):
             total += slope**2 * len(rows) / len(images)
     return sums
 
@@ -328,7 +294,7 @@ def test_uam_is_the_loop_written_out(annealed: bool, compat: str | None, rho: fl
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_uams_retained_loss_is_that_of_the_place_nearby(precision: str, small: Small) -> None:
-    few = replace(small.request, retain=small.request.retain[torch.arange(16)])
+    few = few_of(small.request, retain=16)
     rho = 3.0
     batches = [next(shuffled(getattr(few, part), 16, Streams("law").child(part))(0)) for part in ("retain", "forget")]
     expected = []
@@ -343,9 +309,8 @@ def test_uams_retained_loss_is_that_of_the_place_nearby(precision: str, small: S
                 parameter += distance / norm * slope
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             expected.append(loss_of(model, batches[0]).item())
-    method = build(yaml_of("method", "uam") | {"epochs": 1, "batch_size": 16, "lr": 0.0, "rho": rho}, "method")
     with session(precision=precision) as its:
-        method(small.original(), few, Streams("law"))
+        small.unlearned("uam", few, streams=Streams("law"), epochs=1, lr=0.0, rho=rho)
     assert its.history[0]["loss"] == pytest.approx(expected[1], rel=1e-3)
     assert expected[1] > 1.1 * expected[0]
 
@@ -354,11 +319,11 @@ def test_uam_forgets_what_is_known_by_heart(small: Small) -> None:
     everything = shuffled(small.request.retain.joined(small.request.forget), 16, Streams("by heart"))
     settings = {"epochs": 60, "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0}
     learned = fit(small.original(), everything, loss_of, Streams("by heart"), **settings)
-    before = loss_of(learned, whole(small.request.forget)).item()
+    before = loss_of(learned, batch_of(small.request.forget)).item()
     losses = []
     for rho in (0.0, 2.0):
         result = small.unlearned("uam", model=deepcopy(learned), epochs=6, rho=rho)
-        losses.append([loss_of(result, whole(getattr(small.request, part))).item() for part in ("forget", "retain")])
+        losses.append([loss_of(result, batch_of(getattr(small.request, part))).item() for part in ("forget", "retain")])
     assert losses[0][0] < 10 * before < 0.1  # fine-tuning does not forget
     assert losses[1][0] > 10 * losses[0][0]
     assert losses[1][0] > 2 * losses[1][1]
@@ -458,9 +423,9 @@ def test_negmerge_without_a_list_is_refused() -> None:
 
 
 def test_negmerge_forgets(small: Small) -> None:
-    before = loss_of(small.original(), whole(small.request.forget)).item()
+    before = loss_of(small.original(), batch_of(small.request.forget)).item()
     result = small.unlearned("negmerge", search=False, weight=3.0)
-    assert loss_of(result, whole(small.request.forget)).item() > before
+    assert loss_of(result, batch_of(small.request.forget)).item() > before
 
 
 # Scissorhands
@@ -470,7 +435,7 @@ def trimmed_by_hand(small: Small, share: float, parts: tuple[str, ...] = ("1.",)
     """The original with its most sensitive entries drawn anew, and how many those are."""
     model = small.original()
     new = small.request.recipe.initialised(Streams("law", 0).child("new"))
-    slopes = slopes_of(model, whole(small.request.forget))
+    slopes = slopes_of(model, batch_of(small.request.forget))
     sensitive = [(slope * value).abs() for slope, value in zip(slopes, model.parameters(), strict=True)]
     everything = np.sort(torch.cat([part.flatten() for part in sensitive]).detach().numpy())
     least = everything[len(everything) - round(share * len(everything))]
@@ -512,7 +477,7 @@ def test_scissorhands_is_the_loop_written_out(
     inside = [parameter for name, parameter in plain.named_parameters() if name.startswith(parts)]
     against, steps = [], 0
     for epoch in range(2):
-        memories = dict(zip(plain.parameters(), slopes_of(plain, whole(small.request.forget)), strict=True))
+        memories = dict(zip(plain.parameters(), slopes_of(plain, batch_of(small.request.forget)), strict=True))
         memory = -torch.cat([memories[parameter].flatten() for parameter in inside])
         plain.train()
         gone = forget(epoch)
@@ -592,8 +557,8 @@ def test_scissorhands_refuses_modules_that_it_cannot_trim(small: Small) -> None:
 
 
 def test_scissorhands_forgets_and_keeps(small: Small) -> None:
-    before = loss_of(small.original(), whole(small.request.forget)).item()
+    before = loss_of(small.original(), batch_of(small.request.forget)).item()
     result = small.unlearned("scissorhands", epochs=6)
-    losses = {part: loss_of(result, whole(getattr(small.request, part))).item() for part in ("forget", "retain")}
+    losses = {part: loss_of(result, batch_of(getattr(small.request, part))).item() for part in ("forget", "retain")}
     assert losses["forget"] > before
     assert losses["retain"] < losses["forget"]
