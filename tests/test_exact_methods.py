@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from laws import assert_like, changed, flags_of, state_of, stems, yaml_of
+from laws import (
+    Killed,
+    assert_an_interruption_leaves_no_trace,
+    assert_like,
+    changed,
+    flags_of,
+    state_of,
+    stems,
+    yaml_of,
+)
+from problems import CPU, cut, handed, keys
 from scipy.special import softmax
 from scipy.stats import chisquare
 from torch import Tensor, nn
@@ -24,15 +34,10 @@ from unlearn.sisa import METHODS, Ensemble, ensemble_of, unions_of
 from unlearn.streams import Streams
 from unlearn.training import supervised
 
-CPU = torch.device("cpu")
 PLAIN = ["train.epochs=3", "train.momentum=0", "train.weight_decay=0", "train.schedule=constant", "train.lr=0.05"]
 EXACT = ["method=amnesiac", "method.variant=exact"]
 ALONE = [*EXACT, "method.epochs=0"]
 Labs = Callable[..., Lab]
-
-
-class Killed(BaseException):
-    """An interruption from outside."""
 
 
 # Amnesiac unlearning
@@ -76,12 +81,8 @@ def logged(lab: Lab, *, momentum: float, weight_decay: float) -> Logged:
 
 def amnesiac(lab: Lab, forget: Tensor, *, retain: int = 100, **changes: Any) -> nn.Module:
     """The exact variant on any forget set, all the requests so far."""
-    request = replace(
-        lab.request(0),
-        forget=lab.data.train[forget],
-        retain=lab.data.train[torch.arange(len(lab.data.train) - retain, len(lab.data.train))],
-        replay=partial(replay, lab, forget, None),
-    )
+    count = len(lab.data.train)
+    request = replace(cut(lab, forget, torch.arange(count - retain, count)), replay=partial(replay, lab, forget, None))
     method = build(yaml_of("method", "amnesiac") | {"variant": "exact", "epochs": 0} | changes, "method")
     result: nn.Module = method(lab.load(lab.original()), request, Streams("amnesiac"))
     return result
@@ -220,18 +221,7 @@ def test_a_training_that_does_not_repeat_itself_is_told_and_refused_when_it_is_f
 
 def test_exact_is_the_same_after_an_interruption(plain: Lab, tmp_path: Path) -> None:
     forget, settings = torch.tensor([5]), {"epochs": 3, "lr": 0.01, "optimiser": "sgd", "batch_size": 32}
-    undisturbed = amnesiac(plain, forget, **settings)
-
-    def show(label: str, line: dict[str, Any], epochs: int) -> None:
-        if line["epoch"] == 2:
-            raise Killed
-
-    kept: dict[str, Any] = {"checkpoint": tmp_path / "unfinished", "checkpoint_seconds": 0.0}
-    with pytest.raises(Killed), session(**kept, show=show):
-        amnesiac(plain, forget, **settings)
-    with session(**kept) as its:
-        result = amnesiac(plain, forget, **settings)
-    assert changed(state_of(result), state_of(undisturbed)) == set()
+    its = assert_an_interruption_leaves_no_trace(partial(amnesiac, plain, forget, **settings), tmp_path, 2)
     assert [line["epoch"] for line in its.history if "epoch" in line] == [1, 2, 3]
     assert its.sample_gradients == 3 * len(plain.data.train) + 3 * 100  # the replay is counted once
 
@@ -246,25 +236,19 @@ def test_exact_keeps_to_a_layer_scope_and_does_nothing_without_a_learning_rate(l
     assert its.sample_gradients == 0
 
 
-def test_relabel_fits_one_wrong_label_each_mixed_with_what_stays(plain: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-
-    def fit(model: nn.Module, batches: Any, loss: Any, streams: Streams, **settings: Any) -> nn.Module:
-        given.update(settings, batches=batches)
-        return model
-
-    monkeypatch.setattr("unlearn.methods.amnesiac.fit", fit)
-    forget, retain = torch.arange(50), len(plain.data.train) - 50
-    amnesiac(plain, forget, retain=retain, variant="relabel", epochs=3, batch_size=64)
-    settings = {key: value for key, value in given.items() if key != "batches"}
+def test_relabel_fits_one_wrong_label_each_mixed_with_what_stays(plain: Lab) -> None:
+    train, forget = plain.data.train, torch.arange(50)
+    changes = {"retain": len(train) - 50, "variant": "relabel", "epochs": 3, "batch_size": 64}
+    [given] = handed("amnesiac", partial(amnesiac, plain, forget, **changes))
+    settings = {key: value for key, value in given.items() if key not in ("model", "batches", "loss")}
     assert settings == {"epochs": 3, "optimiser": "adam", "lr": 1e-4, "momentum": 0.9, "weight_decay": 0.0}
-    truth = {key(pixels): int(label) for pixels, label in zip(*parts(plain.data.train), strict=True)}
-    gone = {key(pixels) for pixels in as_model_input(plain.data.train.pixels[forget], CPU)}
+    truth = dict(zip(keys(train), train.labels.tolist(), strict=True))
+    gone = set(keys(train[forget]))
     epochs = []
     for epoch in range(2):
         drawn = {}
         for batch in given["batches"](epoch):
-            seen = {key(image): int(label) for image, label in zip(batch.images, batch.labels, strict=True)}
+            seen = dict(zip(keys(batch.images), batch.labels.tolist(), strict=True))
             assert all(label == truth[image] for image, label in seen.items() if image not in gone)
             drawn |= seen
         assert drawn.keys() == truth.keys()
@@ -273,14 +257,6 @@ def test_relabel_fits_one_wrong_label_each_mixed_with_what_stays(plain: Lab, mon
         epochs.append(wrong)
     assert epochs[0] == epochs[1]
     assert len(set(epochs[0].values())) > 5
-
-
-def key(image: Tensor) -> bytes:
-    return image.contiguous().numpy().tobytes()
-
-
-def parts(images: Images) -> tuple[Tensor, Tensor]:
-    return as_model_input(images.pixels, CPU), images.labels
 
 
 # Shards and slices

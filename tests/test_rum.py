@@ -1,14 +1,15 @@
 """RUM: its strata, what each stage is given, its proxies and files of scores, its refusals, and its interruption."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from laws import changed, state_of, yaml_of
+from laws import assert_an_interruption_leaves_no_trace, changed, state_of, yaml_of
+from problems import Problem, batch_of, cut, few_of, keys
 from scipy.special import rel_entr, softmax
 from scipy.stats import entropy
 from torch import nn
@@ -25,6 +26,7 @@ from unlearn.settings import SettingError, build
 from unlearn.streams import Streams
 
 FORGET, RETAIN = 31, 83
+SHORT = {"holdout_epochs": 2}
 NONE = {"method": "none"}
 TUNE = {"method": "finetune", "epochs": 2, "batch_size": 32}
 LABEL = {"method": "random_label", "epochs": 1, "batch_size": 32, "lr": 0.05}
@@ -32,43 +34,24 @@ REWIND = {"method": "scrub", "epochs": 2, "batch_size": 32, "forget_batch_size":
 AMUN = {"method": "amun", "epochs": 1, "batch_size": 32, "steps": 2}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A trained original and a request to it, in which some of the labels to forget are wrong."""
-
-    lab: Lab
-    request: Request
-
-    def original(self) -> nn.Module:
-        return self.lab.load(self.lab.original())
-
-
 @pytest.fixture(scope="module")
 def problem(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Problem:
     lab = Lab(composing(tmp_path_factory.mktemp("rum"), ["train.epochs=3"]).settings)
-    train, forget = lab.data.train, torch.arange(FORGET)
+    forget = torch.arange(FORGET)
 
     def neighbours(of: str, searched: str, norm: Any, eps: float, steps: int) -> Any:
-        return nearest(lab.load(lab.original()), train[forget], norm=norm, eps_init=eps, steps=steps)
+        return nearest(lab.load(lab.original()), lab.data.train[forget], norm=norm, eps_init=eps, steps=steps)
 
-    parts = {"forget": train[forget], "retain": train[torch.arange(FORGET, FORGET + RETAIN)]}
-    numbers = lab.data.train_index[forget]
-    return Problem(lab, replace(lab.request(0), **parts, forget_numbers=numbers, neighbours=neighbours))
+    request = cut(lab, forget, torch.arange(FORGET, FORGET + RETAIN))
+    return Problem(lab, replace(request, neighbours=neighbours), Streams("rum", 0), SHORT)
 
 
 def rum(*stages: dict[str, Any], **changes: Any) -> Any:
-    return build(yaml_of("method", "rum") | {"stages": list(stages), "holdout_epochs": 2} | changes, "method")
+    return build(yaml_of("method", "rum") | SHORT | {"stages": list(stages)} | changes, "method")
 
 
 def unlearn(problem: Problem, *stages: dict[str, Any], seed: int = 0, **changes: Any) -> nn.Module:
-    method = rum(*stages, **changes)
-    result: nn.Module = method(problem.original(), problem.request.limited_to(needed(method)), Streams("rum", seed))
-    return result
-
-
-def keys(images: Images) -> list[bytes]:
-    """One key an image; no two digits have the same pixels."""
-    return [image.contiguous().numpy().tobytes() for image in images.pixels]
+    return problem.unlearned("rum", streams=Streams("rum", seed), stages=list(stages), **changes)
 
 
 @pytest.fixture
@@ -153,8 +136,7 @@ def test_a_stage_is_given_only_the_parts_that_its_method_needs(problem: Problem,
 
 
 def test_a_stage_without_an_image_is_skipped(problem: Problem, given: Any) -> None:
-    one = torch.arange(1)
-    request = replace(problem.request, forget=problem.request.forget[one], forget_numbers=torch.arange(1))
+    request = few_of(problem.request, forget=1, forget_numbers=1)
     assert [name for name, _ in given(replace(problem, request=request), NONE, TUNE, LABEL)] == ["random_label"]
 
 
@@ -182,7 +164,7 @@ def test_one_stratum_is_the_method_itself(stage: dict[str, Any], problem: Proble
 
 def test_stages_go_on_from_each_other_with_streams_of_their_own(problem: Problem) -> None:
     model, request = problem.original(), problem.request
-    outputs = model(as_model_input(request.forget.pixels, torch.device("cpu"))).detach().double()
+    outputs = model(batch_of(request.forget).images).detach().double()
     confidence = outputs.softmax(1)[torch.arange(FORGET), request.forget.labels]
     low, high = (part.sort().values for part in confidence.sort(descending=True).indices.tensor_split([15]))
     for number, (stage, now, later) in enumerate(((TUNE, low, high), (LABEL, high, high[:0]))):
@@ -238,7 +220,7 @@ def test_proxies_of_the_original_alone(proxy: str, problem: Problem, given: Any)
 
 def logits_of(model: nn.Module, images: Images) -> Any:
     with torch.no_grad():
-        return model.eval()(as_model_input(images.pixels, torch.device("cpu"))).double().numpy()
+        return model.eval()(batch_of(images).images).double().numpy()
 
 
 def test_images_with_a_wrong_label_are_in_the_last_stratum(problem: Problem, given: Any) -> None:
@@ -393,31 +375,15 @@ def test_too_few_scores_are_refused(problem: Problem, tmp_path: Path) -> None:
 # Interruption
 
 
-class StoppedError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_an_interrupted_run_goes_on_bit_for_bit(stop: int, problem: Problem, tmp_path: Path) -> None:
     """Two rewinds, which keep files of their own beside the unfinished work, behind a proxy that is trained."""
-    stages, shown = (TUNE, REWIND, REWIND | {"lr": 0.02}), [0]
 
-    def show(*_: Any) -> None:
-        shown[0] += 1
-        if shown[0] == stop:
-            raise StoppedError
+    def run() -> nn.Module:
+        folder = current().checkpoint
+        result = unlearn(problem, TUNE, REWIND, REWIND | {"lr": 0.02}, proxy="holdout")
+        assert current().checkpoint == folder
+        return result
 
-    def run(folder: Path, **settings: Any) -> tuple[Any, Any, int]:
-        with session(checkpoint=folder, checkpoint_seconds=0, **settings) as its:
-            state = state_of(unlearn(problem, *stages, proxy="holdout"))
-            assert current().checkpoint == folder
-        lines = [{key: value for key, value in line.items() if key != "seconds"} for line in its.history]
-        return state, lines, its.sample_gradients
-
-    whole = run(tmp_path / "whole")
-    with pytest.raises(StoppedError):
-        run(tmp_path / "stopped", show=show)
-    again = run(tmp_path / "stopped")
-    assert changed(whole[0], again[0]) == set()
-    assert again[1:] == whole[1:]
-    assert len([line for line in whole[1] if "epoch" in line]) == 8
+    its = assert_an_interruption_leaves_no_trace(run, tmp_path, stop)
+    assert sum("epoch" in line for line in its.history) == 8
