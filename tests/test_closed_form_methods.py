@@ -12,10 +12,11 @@ import pytest
 import torch
 from laws import changed, flags_of, random_state_untouched, state_of, yaml_of
 from numpy.typing import NDArray
+from problems import batch_of, cut, few_of
 from torch import Tensor, nn
 
 from unlearn import gradients as shared
-from unlearn.data.images import Images, as_model_input
+from unlearn.data.images import Images
 from unlearn.gradients import fisher_diagonal, flat, gradients, mean_gradient, trained
 from unlearn.lab import Lab
 from unlearn.methods.fisher import classifier, variance
@@ -52,14 +53,12 @@ def model(made: Lab) -> nn.Module:
 @pytest.fixture
 def request_(made: Lab) -> Request:
     """30 images of mixed classes to forget, 83 to retain."""
-    train = made.data.train
-    return replace(made.request(0), forget=train[torch.arange(30)], retain=train[torch.arange(30, 113)])
+    return cut(made, torch.arange(30), torch.arange(30, 113))
 
 
 def whole_class(made: Lab, label: int) -> Request:
-    few = made.data.train[torch.arange(113)]
-    forget, retain = ((few.labels == label).nonzero().flatten(), (few.labels != label).nonzero().flatten())
-    return replace(made.request(0), forget=few[forget], retain=few[retain])
+    gone = made.data.train.labels[:113] == label
+    return cut(made, gone.nonzero().flatten(), (~gone).nonzero().flatten())
 
 
 def unlearn(name: str, model: nn.Module, request: Request, seed: int = 0, **changes: Any) -> nn.Module:
@@ -178,7 +177,7 @@ def test_the_fisher_diagonal_is_the_models_own_expectation(model: nn.Module, req
 
 def expected_diagonal(model: nn.Module, images: Images) -> Floats:
     with torch.no_grad():
-        chance = model.eval()(as_model_input(images.pixels, CPU)).softmax(1).double().numpy()
+        chance = model.eval()(batch_of(images).images).softmax(1).double().numpy()
     labelled = [one_by_one(model, images, label=label) ** 2 * chance[:, label, None] for label in range(10)]
     result: Floats = np.sum(labelled, axis=0).mean(0)
     return result
@@ -374,7 +373,7 @@ def test_released_batches_keep_the_order_and_have_one_weight_each(
 def test_batches_are_drawn_of_one_size_and_count_by_their_images(
     name: str, model: nn.Module, request_: Request
 ) -> None:
-    few = replace(request_, forget=request_.forget[torch.arange(12)])
+    few = few_of(request_, forget=12)
     loss, measure = PLAIN[name]
     before = entries(model)
     forget, retain = (one_by_one(model, images, loss) for images in (few.forget, few.retain))
