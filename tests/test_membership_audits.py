@@ -458,20 +458,24 @@ def test_rmia_without_a_signal_is_at_chance_and_a_shift_of_one_sigma_is_not(refe
 
 
 @pytest.mark.parametrize(
-    ("mode", "validation", "says"),
-    [("online", 5, "no reference model is trained on"), ("offline", 0, "there are no validation images")],
+    ("population", "mode", "count", "says"),
+    [
+        ("validation", "online", 5, "no reference model is trained on validation images"),
+        ("validation", "offline", 0, "of the validation part there are 0 images"),
+        ("test", "online", 1, "of the test part there are 1 images"),
+    ],
 )
 def test_a_population_that_there_is_not_is_refused_before_anything_is_trained(
-    mode: Any, validation: int, says: str
+    population: str, mode: str, count: int, says: str
 ) -> None:
     def lab(count: int) -> Any:
-        return SimpleNamespace(data=SimpleNamespace(validation=range(count)))
+        return SimpleNamespace(data=SimpleNamespace(validation=range(count), test=range(count)))
 
     with pytest.raises(SettingError, match=says) as refused:
-        rmia_file.check(lab(validation), **(RMIA | {"mode": mode, "population": "validation"}))
+        rmia_file.check(lab(count), **(RMIA | {"mode": mode, "population": population}))
     assert refused.value.key == "auditor.rmia.population"
-    rmia_file.check(lab(validation), **(RMIA | {"mode": mode, "population": "test"}))
-    rmia_file.check(lab(1), **(RMIA | {"mode": "offline", "population": "validation"}))
+    rmia_file.check(lab(count), **(RMIA | {"mode": mode, "population": "all"}))
+    rmia_file.check(lab(2), **(RMIA | {"mode": "offline", "population": population}))
 
 
 # LiRA

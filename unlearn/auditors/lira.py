@@ -24,10 +24,10 @@ of surprisingly low confidence a member as well. Both stand under `compat: relea
 in augmented copies too.
 
 Known failure modes: a Gaussian is wrong for confidences with two modes. With few references a variance of each image's
-own is noise. The references saw half of the data, the model more, so its confidences lie higher for images of either
-kind. The false-positive rate is one of all images together and not of each, and the images that the references
-were trained on being those that are asked about biases the attack upwards (arXiv:2605.25819). It finds membership, not
-the traces of unlearning itself: for these, U-LiRA.
+own is noise. The references saw half of the data and the model more, so its confidences are higher for all images. The
+false-positive rate is one of all images together and not of each, and asking about the very images that the references
+were made from biases the attack upwards (arXiv:2605.25819). It finds membership, not the traces of unlearning itself:
+for these, U-LiRA.
 """
 
 from collections.abc import Sequence

@@ -15,8 +15,9 @@ The verdict: a model passes when the 95 % interval of its AUC's difference to th
 held-out, contains zero.
 
 Exact retraining: to a retrained model a forgotten image is what a test image is, so forgotten against held-out is at
-0.5 within its interval, and retained against forgotten is where retained against test is. An independent retrain passes
-in about nineteen cases of twenty; the original, trained on the forget set, fails wherever it memorised.
+0.5 within its interval; of a random forget set, retained against forgotten is where retained against test is. An
+independent retrain passes in about nineteen cases of twenty; the original, trained on the forget set, fails wherever it
+memorised.
 
 Deviations: the released codes compare each x with each z; here the population's ratios are sorted once and each x finds
 its place among them, which is the same rule, and x is left out of its own population. The Taylor softmax is negative
@@ -70,14 +71,15 @@ METRICS = (
 
 
 def check(lab: Any, *, mode: Mode, population: Population, **others: Any) -> None:
-    """Validation images are a population only where there are some, and for a p(z) that needs no member."""
-    if population != "validation":
+    """A population has images, and online a p(z) to which models that were trained on z have contributed."""
+    if population == "all":
         return
-    if mode == "online":
+    if population == "validation" and mode == "online":
         allowed = "must be all or test with mode=online, because no reference model is trained on validation images"
         raise SettingError("auditor.rmia.population", population, allowed)
-    if len(lab.data.validation) < 1:
-        allowed = "must be all or test, because there are no validation images (dataset.validation=0)"
+    count = len(getattr(lab.data, population))
+    if count < 2:
+        allowed = f"must be another one, because of the {population} part there are {count} images"
         raise SettingError("auditor.rmia.population", population, allowed)
 
 
