@@ -1,14 +1,16 @@
 """The auditors on models whose answers are planted: what they find is compared with what was hidden."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp
+from scipy.stats import ks_2samp, wasserstein_distance
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.svm import SVC
@@ -29,7 +31,7 @@ from unlearn.subject import Subject
 
 Floats = NDArray[np.float64]
 CLASSES = 5
-ATTACK = {"folds": 10, "test_share": 0.1, "clip": 100.0}
+ATTACK = {"folds": 10, "test_share": 0.1, "clip": 100.0, "permutations": 99}
 SVC_ATTACK: dict[str, Any] = {"C": 3.0, "limit": 10000, "compat": None}
 
 
@@ -173,6 +175,20 @@ def test_the_reference_differs_from_itself_by_nothing() -> None:
     assert measured["loss_attack_passed"] == 1.0
 
 
+def test_a_distance_from_one_half_has_no_side() -> None:
+    subject = audited(forget=answers(some(0, 300, median=0.3)), test=answers(some(1, 400)))
+    mirrored = audited(forget=subject.test, test=subject.forget[np.arange(300)])
+    name = "loss_attack_auc"
+    for measured in (against_itself(subject), against_itself(mirrored)):
+        sides = [measured[f"{name}{end}"] - 0.5 for end in ("", "_low", "_high")]
+        assert measured[f"{name}_two_sided"] == abs(sides[0]) > 0.2
+        assert sorted(abs(side) for side in sides[1:]) == [measured[f"{name}_two_sided{e}"] for e in ("_low", "_high")]
+    near = against_itself(audited(forget=answers(some(0, 300)), test=answers(some(1, 400))))
+    assert near[f"{name}_low"] < 0.5 < near[f"{name}_high"]
+    assert near[f"{name}_two_sided_low"] == 0 < near[f"{name}_two_sided"] < near[f"{name}_two_sided_high"]
+    assert near[f"{name}_two_sided_high"] == max(0.5 - near[f"{name}_low"], near[f"{name}_high"] - 0.5)
+
+
 def area_between(first: Floats, second: Floats) -> float:
     """Integral of the difference of two distribution functions."""
     edges = np.sort(np.concatenate([first, second]))
@@ -187,6 +203,32 @@ def test_distances_are_scipys_and_an_integral() -> None:
     assert measured["ks_statistic"] == pytest.approx(expected.statistic, abs=1e-12)
     assert measured["ks_pvalue"] == pytest.approx(expected.pvalue, rel=1e-9)
     assert measured["wasserstein"] == pytest.approx(area_between(forget, held_out), rel=1e-5)
+    confidences = area_between(np.exp(-forget), np.exp(-held_out))
+    assert measured["wasserstein_confidence"] == pytest.approx(confidences, rel=1e-4)
+
+
+def test_the_pvalue_of_a_distance_is_that_of_all_divisions() -> None:
+    # 6 of 9 losses, some of them equal: all 84 divisions can be counted
+    forget, held_out = np.array([0.5, 0.5, 1.0, 2.0, 2.0, 8.0]), np.array([2.0, 4.0, 8.0])
+    together = np.concatenate([forget, held_out])
+    chosen = [np.isin(np.arange(9), its) for its in itertools.combinations(range(9), 6)]
+    distances = np.array([wasserstein_distance(together[its], together[~its]) for its in chosen])
+    exact = (distances >= wasserstein_distance(forget, held_out) - 1e-12).mean()
+    subject = audited(forget=answers(forget), test=answers(held_out, np.array([0, 1, 2])))
+    measured = against_itself(subject, permutations=9999)
+    assert 0.05 < exact < 0.5
+    assert measured["wasserstein_pvalue"] == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9999))
+
+
+@pytest.mark.parametrize(("median", "far"), [(1.0, False), (0.5, True)])
+def test_the_pvalue_of_the_distance_tells_other_losses_from_the_same(median: float, far: bool) -> None:
+    measured = against_itself(audited(forget=answers(some(0, 300, median)), test=answers(some(1, 400))))
+    assert (measured["wasserstein_pvalue"] == 0.01) == far
+
+
+def test_losses_that_are_all_equal_lie_nowhere_apart() -> None:
+    measured = against_itself(audited(forget=answers(np.full(20, 1.0)), test=answers(np.full(30, 1.0))))
+    assert (measured["wasserstein"], measured["wasserstein_confidence"], measured["wasserstein_pvalue"]) == (0, 0, 1)
 
 
 def test_losses_above_the_clip_count_as_it() -> None:
@@ -429,6 +471,21 @@ def test_a_fourth_metric_counts_in_the_average_and_not_in_tug_of_war() -> None:
     assert measured["tug_of_war"] == pytest.approx(0.91 * 0.98 * 0.96, abs=1e-12)
 
 
+def test_the_second_tug_of_war_has_the_confidence_attack_for_the_forget_accuracy() -> None:
+    def attack(subject: Subject, lab: Any) -> Mapping[str, float]:
+        return {"mia_svc_confidence": 0.5 if subject.role == "retrained" else 0.75}
+
+    retrained = with_accuracies(90, 200, 45, "retrained")
+    bench = Bench(retrained, {"accuracy": accuracy, "attack": attack})
+    names = ["mia_svc_confidence", "retain_accuracy", "test_accuracy"]
+    measured = gap(with_accuracies(99, 196, 43), bench, metrics=names)
+    assert measured.keys() == {"average_gap", "tug_of_war_mia"}
+    assert measured["tug_of_war_mia"] == pytest.approx(0.75 * 0.98 * 0.96, abs=1e-12)
+    both = gap(with_accuracies(99, 196, 43), bench, metrics=[*names, "forget_accuracy"])
+    assert both["tug_of_war"] == pytest.approx(0.91 * 0.98 * 0.96, abs=1e-12)
+    assert gap(retrained, bench, metrics=names) == {"average_gap": 0.0, "tug_of_war_mia": 1.0}
+
+
 def test_gaps_do_not_cancel() -> None:
     bench = Bench(with_accuracies(50, 100, 25, "retrained"), {"accuracy": accuracy})
     measured = gap(with_accuracies(60, 80, 25), bench, metrics=["forget_accuracy", "retain_accuracy"])
@@ -460,7 +517,7 @@ def everything() -> tuple[Subject, Bench]:
         forget=random_answers(0, 60, 2.0), retain=random_answers(1, 90, 3.0), validation=random_answers(4, 20, 1.0),
         test=random_answers(2, 80, 1.0), forgotten_classes=np.array([1]), cost=spent,
     )  # fmt: skip
-    return subject, Bench(subject, {"accuracy": accuracy})
+    return subject, Bench(subject, {"accuracy": accuracy, "mia_svc": partial(mia_svc, **SVC_ATTACK)})
 
 
 @pytest.mark.parametrize(
@@ -469,7 +526,7 @@ def everything() -> tuple[Subject, Bench]:
         (accuracy_file, accuracy, {}),
         (loss_attack_file, loss_attack, ATTACK),
         (mia_svc_file, mia_svc, SVC_ATTACK),
-        (gap_file, gap, {"metrics": NAMES}),
+        (gap_file, gap, {"metrics": [*NAMES, "mia_svc_confidence"]}),
         (cost_file, cost, {}),
     ],
     ids=lambda value: getattr(value, "__name__", None) if callable(value) else "",

@@ -1,7 +1,15 @@
 """Accuracy on every part of the data, forgotten and remaining classes apart, each with its Wilson interval.
 
 The basic block of every unlearning table (Jia et al., NeurIPS 2023, arXiv:2304.04934). For a random forget set neither
-a high nor a low forget accuracy is good: the target is the retrained model's.
+a high nor a low forget accuracy is good: the target is the retrained model's. Some tables print the forget set's error,
+as "UA" (unlearning accuracy): one minus our forget accuracy.
+
+Exact retraining: on a random forget set a retrained model is as accurate as on the test set, because both are images it
+has never seen. Of a wholly forgotten class it knows nothing, and is right on none of its images.
+
+Known failure modes: a method that does nothing is only as far off as the original memorised, a few points on CIFAR-10
+with 10 % to forget, so agreement says little about a random forget set. Wilson intervals hold for these images under
+this one model; how much models differ, only several seeds or retrains can say.
 """
 
 import numpy as np

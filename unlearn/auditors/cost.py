@@ -2,6 +2,13 @@
 
 Seconds are wall-clock of the training or the method alone, after a warm-up step, without the making of batches and
 without audits; sample-gradients (images through forward and backward) do not depend on the machine.
+
+Exact retraining: a time ratio of one, for the reference by definition and for another retrain but for the machine's
+moods. A method is worth its while only well below.
+
+Known failure modes: seconds of two machines, or of one that does other work besides, cannot be compared;
+sample-gradients can, but do not see work without gradients, such as passes that only collect statistics. Choosing a
+method's settings costs more than running it once, and is not counted.
 """
 
 from unlearn.metrics import Measured, Metric
