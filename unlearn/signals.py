@@ -97,10 +97,13 @@ class Signals:
 
 
 def _log_of_the_rest(log_probabilities: Floats) -> Floats:
-    """log(1 - p) for every class, from the other classes' probabilities so that p near 1 keeps its digits."""
-    count = log_probabilities.shape[1]
-    columns = [logsumexp(np.delete(log_probabilities, c, axis=1), axis=1) for c in range(count)]
-    return np.minimum(np.stack(columns, axis=1), 0.0)
+    """log(1 - p) for every class; for the likeliest, whose p may be near 1, from the others, which keeps its digits."""
+    others = log_probabilities.copy()
+    likeliest = (np.arange(len(others)), others.argmax(axis=1))
+    others[likeliest] = -np.inf
+    rest = np.log1p(-np.exp(others))
+    rest[likeliest] = np.minimum(logsumexp(others, axis=1), 0.0)
+    return rest
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
