@@ -43,10 +43,10 @@ MU_BENCH = "Cheng & Amiri, 2024, arXiv:2406.14796"
 DEEP_UNLEARN = "Cadet et al., 2024, arXiv:2410.01276"
 ACCURACIES = ("retain", "test", "forget")
 METRICS = (
-    Metric("composite_aus_class", "AUS, class removal (other tools)", "number", "higher", DUCK),
-    Metric("composite_aus_random", "AUS, random removal (other tools)", "number", "higher", DUCK),
     Metric("composite_nomus", "NoMUS (other tools)", "fraction", "higher", "Choi & Na, 2023, arXiv:2311.02240"),
     Metric("composite_mu_bench", "MU-Bench (other tools)", "fraction", "higher", MU_BENCH),
+    Metric("composite_aus_class", "AUS, class removal (other tools)", "number", "higher", DUCK),
+    Metric("composite_aus_random", "AUS, random removal (other tools)", "number", "higher", DUCK),
     *(Metric(f"composite_retention_{its}", f"Retention, {its} (other tools)", "number", "reference", DEEP_UNLEARN)
       for its in ACCURACIES),
     *(Metric(f"composite_sape_{its}", f"SAPE, {its} (other tools)", "fraction", "lower", DEEP_UNLEARN)

@@ -21,7 +21,8 @@ are not zero (Kolmogorov-Smirnov 0.02 on average between 2,500 and 2,500). A for
 be easier or harder than the test images, so the target is the reference's value.
 
 Known failure modes: a population attack: it can show that something is left, and cannot show that nothing is. A method
-that gives every image a loss drawn at random passes.
+that gives every image a loss drawn at random passes. Of a wholly forgotten class it asks only whether its training
+images are known better than its test images: a model that still knows the class passes.
 """
 
 import math

@@ -24,7 +24,9 @@ equally new to the model. On another forget set, the reference's value.
 
 Known failure modes: thresholds are chosen to tell training from test images, which differ more than a half-forgotten
 set and test images do, so they may lie where nothing is left to be told. Below one half the forget set looks less
-familiar than new images, which is a leak too. A population attack: it cannot show that every image is safe.
+familiar than new images, which is a leak too. Of a wholly forgotten class it asks only whether its training images are
+known better than its test images: a model that still knows the class passes. A population attack: it cannot show that
+every image is safe.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -18,7 +18,8 @@ Both rates are the share of new images that the model fits better than its avera
 
 Known failure modes: the threshold is a mean, which a few badly fitted images (wrong labels, say) move far up; then
 nearly all images of either side lie below it, and the attack is blind. It sees nothing that does not cross the
-threshold. A population attack: a small advantage does not say that every image is safe.
+threshold. Of a wholly forgotten class it asks only whether its training images are known better than its test images: a
+model that still knows the class passes. A population attack: a small advantage does not say that every image is safe.
 """
 
 import numpy as np
