@@ -70,9 +70,6 @@ class Laboratory(Protocol):
     def training(self) -> Recipe:
         """How models are made from scratch."""
 
-    def subject(self, role: str) -> Subject:
-        """The row's model of a role; whoever compares with what was there before asks for the `original`."""
-
     def reference(self) -> Subject:
         """The retrained model."""
 
