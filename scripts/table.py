@@ -4,16 +4,12 @@
 """
 
 import argparse
-import re
-import shlex
 import sys
 from pathlib import Path
 
+from unlearn.report import blocks
 from unlearn.report.table import COLUMNS, markdown, read
 from unlearn.settings import SettingError
-
-# A block that lacks its end must not reach to the end of the next
-BLOCK = re.compile(r"(<!-- table ([^\n]*?) -->\n)(?:(?!<!-- table ).)*?(<!-- end -->)", re.DOTALL)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,11 +29,7 @@ def table(words: list[str]) -> str:
 
 def updated(text: str) -> str:
     """A Markdown text with all its table blocks made anew. Raises `SettingError` for one that does not end."""
-    if text.count("<!-- table ") != len(BLOCK.findall(text)):
-        raise SettingError(
-            "--update", "a table block", "must be a line <!-- table ARGUMENTS -->, and end at <!-- end -->"
-        )
-    return BLOCK.sub(lambda block: f"{block[1]}{table(shlex.split(block[2]))}\n{block[3]}", text)
+    return blocks.updated(text, "table", table)
 
 
 def main() -> None:

@@ -81,11 +81,11 @@ def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
             raise SettingError("column", column, f"must be one of {', '.join(sorted(metrics))}")
     settings: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        settings[_setting(row)].append(row)
+        settings[setting(row)].append(row)
     return "\n\n".join(_one_setting(group, columns, metrics) for group in settings.values())
 
 
-def _setting(row: Row) -> str:
+def setting(row: Row) -> str:
     """What two rows must share to stand in one table: names and settings, not where files lie, nor the draws."""
     config = {group: dict(row["config"][group]) for group in SETTING}
     for key in ("root", "path"):
@@ -106,7 +106,7 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
     return names
 
 
-def _check_alike(rows: Sequence[Row]) -> None:
+def check_alike(rows: Sequence[Row]) -> None:
     """Rows of one table come from the same recipes: of a seed there is one original, of a seed and split one reference.
 
     Their keys hold what the names and settings of a row do not, such as the content of the data.
@@ -141,7 +141,7 @@ def _joined(known: Mapping[str, Any], row: Row, role: str, metrics: Mapping[str,
 
 def _one_setting(rows: Sequence[Row], columns: Sequence[str], metrics: Mapping[str, Metric]) -> str:
     lines: dict[str, dict[tuple[int, int], Mapping[str, Any]]] = defaultdict(dict)
-    _check_alike(rows)
+    check_alike(rows)
     names = _names(rows)
     for row in sorted(rows, key=lambda row: (row["method"] not in CONTESTANTS, row["method"], names[row["id"]])):
         run, line = (row["seed"], row["split"]), names[row["id"]]
