@@ -32,6 +32,7 @@ SMALLEST = {
     "resnet20": 4,
     "resnet50": 8,
     "vgg16_bn": 2,
+    "vit_micro": 4,
     "vit_small": 4,
     "vit_tiny": 4,
 }
