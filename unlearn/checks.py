@@ -53,7 +53,7 @@ def check_method(lab: Lab) -> None:
     """Every part of the data that the method needs with its settings has images, at every request.
 
     The `METHODS` of a training, if it declares them, are all that it goes with, and a method's `TRAIN` is the one that
-    it goes with.
+    it goes with. Its own conditions it declares, as an auditor does, as `check(lab, **settings)` beside it.
     """
     method, train = name_of(lab, "method"), name_of(lab, "train")
     allowed = companion(lab.train, "METHODS", {method})
@@ -66,6 +66,7 @@ def check_method(lab: Lab) -> None:
         for part in sorted(needed(lab.method)):
             if len(getattr(request, part)) == 0:
                 raise SettingError("method", method, f"needs {part} images, and this configuration leaves none")
+    companion(lab.method, "check", nothing_to_check)(lab, **lab.method.keywords)
 
 
 def check_auditors(lab: Lab) -> None:

@@ -75,8 +75,8 @@ class Lab:
         self.streams = Streams("lab", self.seed, self.split)
         self.requests = self._requests(check(Count, "requests", settings["requests"]))
         self.forget = torch.cat(self.requests).sort().values
-        check_method(self)
         check_model(self)
+        check_method(self)
         check_layers(self)
         check_auditors(self)
         self.data = self.data.to(self.device)

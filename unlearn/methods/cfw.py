@@ -22,7 +22,7 @@ Deviations from the released code:
 """
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,11 @@ def cfw(
         schedule=cosine_by_epoch,
         after_step=confuse_again,
     )
+
+
+def check(lab: Any, *, weights: str, **_: Any) -> None:
+    """The model has layers of the kind that `weights` names."""
+    weighted_layers(lab.training.initialised(Streams("check")), weights)
 
 
 @torch.no_grad()

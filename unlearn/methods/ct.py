@@ -16,6 +16,8 @@ Deviations from the released code:
 - Batches are not augmented, as there.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -43,11 +45,7 @@ def ct(
     weight_decay: NotNegative,
 ) -> nn.Module:
     """Descend on retained images from transposed kernels; without a learning rate nothing is transposed."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d) and is_square(module)]
-    if not layers:
-        allowed = "needs a model with a convolution whose kernel is square and larger than one pixel"
-        raise SettingError("method", "ct", allowed)
-    kernels = learning_weights(model, layers)
+    kernels = learning_weights(model, square_layers(model))
     with torch.no_grad():
         for kernel in kernels.values() if lr else ():
             kernel.copy_(kernel.transpose(2, 3).clone())
@@ -63,6 +61,20 @@ def ct(
         weight_decay=weight_decay,
         schedule=cosine_by_epoch,
     )
+
+
+def check(lab: Any, **_: Any) -> None:
+    """The model has a kernel to transpose."""
+    square_layers(lab.training.initialised(Streams("check")))
+
+
+def square_layers(model: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions whose kernels have a transpose; none at all is a `SettingError`."""
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d) and is_square(module)]
+    if not layers:
+        allowed = "needs a model with a convolution whose kernel is square and larger than one pixel"
+        raise SettingError("method", "ct", allowed)
+    return layers
 
 
 def is_square(layer: nn.Conv2d) -> bool:

@@ -23,7 +23,7 @@ Deviations from the released code:
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,11 @@ def msg(
         schedule=up_and_down,
         backward=filtered(factors),
     )
+
+
+def check(lab: Any, *, weights: str, **_: Any) -> None:
+    """The model has layers of the kind that `weights` names."""
+    weighted_layers(lab.training.initialised(Streams("check")), weights)
 
 
 def contrast(model: nn.Module, request: Request, streams: Streams) -> dict[str, Tensor]:

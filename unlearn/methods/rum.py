@@ -50,10 +50,11 @@ from torch import Tensor, nn
 
 from unlearn.attacks import Adversarial, Norm
 from unlearn.batches import shuffled
+from unlearn.checks import nothing_to_check
 from unlearn.loop import cross_entropy, fit
 from unlearn.request import Of, Request, Searched, needed
 from unlearn.session import current
-from unlearn.settings import Count, NotNegative, SettingError, build, checked
+from unlearn.settings import Count, NotNegative, SettingError, build, checked, companion
 from unlearn.signals import Floats, Signals, logits
 from unlearn.streams import Streams
 
@@ -98,6 +99,13 @@ def needs(*, stages: list[dict[str, Any]], proxy: Proxy, scores: str | None, **_
     """What the stages ask for, and the held-out images of a proxy that takes them."""
     held_out = {"validation"} if proxy == "holdout" and scores is None else set[str]()
     return frozenset(held_out).union(*(needed(built(stage, number)) for number, stage in enumerate(stages)))
+
+
+def check(lab: Any, *, stages: list[dict[str, Any]], **_: Any) -> None:
+    """What the methods of the stages ask for is given."""
+    for number, stage in enumerate(stages):
+        method = built(stage, number)
+        companion(method, "check", nothing_to_check)(lab, **method.keywords)
 
 
 def rum(
