@@ -29,6 +29,7 @@ from laws import (
     stems,
     yaml_of,
 )
+from safetensors.torch import save_model
 from scipy.special import log_softmax
 from scipy.stats import chisquare
 from torch import Tensor, nn
@@ -52,8 +53,8 @@ SHORT |= {"attack_steps": 2, "per_image": 2, "noise_steps": 2, "noise_images": 8
 PARTS = {"forget", "retain", "validation"}
 CPU = torch.device("cpu")
 
-DRAW_NOTHING = {"none", "sisa"}  # methods whose result does not depend on their streams
-START_AFRESH = {"retrain", "sisa"}  # methods that return a new model, or one with new parts
+DRAW_NOTHING = {"none", "sisa", "imported"}  # methods whose result does not depend on their streams
+START_AFRESH = {"retrain", "sisa", "imported"}  # methods that return a new model, or one with new parts
 SCENARIOS_WITHOUT_A_DRAW = {"class_wise", "indices"}
 
 
@@ -61,6 +62,16 @@ def training(name: str | None) -> list[str]:
     """The words that give a method the training that it goes with, if it goes with one only."""
     train = name and companion(build(yaml_of("method", name), "method"), "TRAIN", None)
     return [f"train={train}", "train.shards=2", "train.slices=2", f"method={name}"] if train else []
+
+
+def required(name: str, lab: Lab) -> dict[str, str]:
+    """What a method cannot do without: weights of the lab's architecture, and of nobody's training."""
+    if name != "imported":
+        return {}
+    weights = lab.store.root / "foreign.safetensors"
+    if not weights.exists():
+        save_model(lab.training.initialised(Streams("foreign")), str(weights))
+    return {"weights": str(weights)}
 
 
 def switches(name: str) -> dict[str, str]:
@@ -128,7 +139,8 @@ def unlearn(
 ) -> nn.Module:
     """Run a method as the lab does: on a copy of the original, with the parts that it declared."""
     settings = yaml_of("method", name)
-    method = build(settings | {k: v for k, v in SHORT.items() if k in settings} | changes, "method")
+    given = required(name, problem.lab) | changes
+    method = build(settings | {k: v for k, v in SHORT.items() if k in settings} | given, "method")
     limited = request.limited_to(companion(method, "NEEDS"))
     result: nn.Module = method(model or problem.original(), limited, Streams("law", seed))
     return result
@@ -191,7 +203,7 @@ def test_method_needs_only_what_it_declares(name: str, problem: Problem) -> None
     request = problem.request(torch.arange(97))
     limited = request.limited_to(needs)
     assert {part for part in PARTS if len(getattr(limited, part))} == needs
-    settings = yaml_of("method", name)
+    settings = yaml_of("method", name) | required(name, problem.lab)
     method = build(settings | {k: v for k, v in SHORT.items() if k in settings}, "method")
     results = [state_of(method(problem.original(), its, Streams("law"))) for its in (request, limited)]
     assert changed(*results) == set()
@@ -261,6 +273,7 @@ def test_method_keeps_to_the_layers_that_it_was_given(name: str, lab: Callable[.
 @pytest.mark.parametrize("name", METHODS)
 def test_method_in_the_lab_leaves_the_stored_original_alone(name: str, lab: Callable[..., Lab]) -> None:
     short = [f"method.{key}={value}" for key, value in SHORT.items() if key in yaml_of("method", name)]
+    short += [f"method.{key}={value}" for key, value in required(name, lab()).items()]
     here = lab(*training(name), f"method={name}", "train.epochs=2", *short)
     original = here.original()
     files, signals = content_of(original.folder), here.signals(original)["train"].logits

@@ -19,7 +19,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unlearn.attacks import Adversarial, Norm, search_in_parts
-from unlearn.checks import check_auditors, check_groups, check_layers, check_method, check_metrics, check_model
+from unlearn.checks import (
+    check_auditors,
+    check_groups,
+    check_layers,
+    check_method,
+    check_metrics,
+    check_model,
+    name_of,
+)
 from unlearn.data.images import PARTS, Data, Images
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
 from unlearn.layers import scope
@@ -218,8 +226,8 @@ class Lab:
         }
 
     def method_recipe(self) -> dict[str, Any]:
-        """The method's settings, files by their content."""
-        return with_content(self.settings["method"], "scores", "surrogate")
+        """The method's settings; those that its `FILES` names are files, and stand for their content."""
+        return with_content(self.settings["method"], *companion(self.method, "FILES", ()))
 
     def _rest(self, forget: Tensor) -> Tensor:
         rest = torch.ones(len(self.data.train), dtype=torch.bool)
@@ -300,6 +308,7 @@ class Lab:
 
     def repeats(self, role: str, count: int, *, same_original: bool) -> Iterator[Subject]:
         """`count` models made as that of `role` was; see `subject.Laboratory`."""
+        self._can_be_made_again(role)
         own = [self._own("repeat", i) for i in range(count)]
         if role in ("retrained", "independent"):
             makes = [partial(self.retrained, seed) for seed in own]
@@ -317,6 +326,7 @@ class Lab:
 
     def shadows(self, role: str, count: int) -> Iterator[Shadow]:
         """`count` reference models after a request, met as the model of `role` met it; see `subject.Laboratory`."""
+        self._can_be_made_again(role)
         halves = [self._shadow(number) for number in range(count)]
         whole = (torch.arange(len(self.data.train)), torch.arange(len(self.data.test)) + self._official_count())
         numbers = {"test": whole[1], "validation": torch.full((len(self.data.validation),), -1)}
@@ -341,6 +351,12 @@ class Lab:
         shadow.forget = torch.isin(half, self.forget).nonzero().flatten()
         shadow.requests = [shadow.forget]
         return shadow
+
+    def _can_be_made_again(self, role: str) -> None:
+        """Raise `SettingError` if the model of a role is the only one, as the `ONE_MODEL` of its method says."""
+        if role == "unlearned" and companion(self.method, "ONE_MODEL", False):
+            allowed = "is one model, and an audit that was chosen needs others made as it was"
+            raise SettingError("method", name_of(self, "method"), allowed)
 
     def _by_retraining(self) -> "Lab":
         """This lab with `method=retrain`."""

@@ -59,6 +59,7 @@ from unlearn.signals import Floats, Signals, logits
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"forget", "retain"})
+FILES = ("scores", "surrogate")  # its own, and those of its stages
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
 PUBLISHED = ("memorization", "tr_mem")  # RUM's file for CIFAR-10, Feldman & Zhang's for CIFAR-100
 
@@ -72,7 +73,7 @@ def completed(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _completed(number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
     name = stage.get("method")
-    names = sorted({file.stem for file in CONF.glob("*.yaml")} - {"rum"})
+    names = sorted({file.stem for file in CONF.glob("*.yaml")} - {"rum", "imported"})
     if name not in names:
         raise SettingError(f"{number}.method", name, f"must be one of {', '.join(names)}")
     own: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))

@@ -52,6 +52,7 @@ from unlearn.teachers import answers, divergence, frozen
 
 NEEDS = frozenset({"retain", "forget", "validation"})
 NEEDED_IF = {"validation": "early_stop"}
+FILES = ("surrogate",)
 
 
 def scar(
