@@ -292,6 +292,7 @@ PROBLEMS = {
     "random": [],
     "one image": ["scenario.fraction=null", "scenario.count=1"],
     "class_wise": ["scenario=class_wise"],
+    "confusion": ["scenario=confusion"],
 }
 COUNTS = {"references", "models"}  # of the models that an auditor asks the lab for
 

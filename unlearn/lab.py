@@ -83,6 +83,7 @@ class Lab:
         self.streams = Streams("lab", self.seed, self.split)
         self.requests = self._requests(check(Count, "requests", settings["requests"]))
         self.forget = torch.cat(self.requests).sort().values
+        self.labels = self._relabelled()
         check_model(self)
         check_method(self)
         check_layers(self)
@@ -102,6 +103,16 @@ class Lab:
             raise SettingError("requests", count, f"must be at most the {len(forget)} images to forget")
         shuffled = forget[torch.randperm(len(forget), generator=Streams("requests", self.split)("order"))]
         return [part.sort().values for part in shuffled.tensor_split(count)]
+
+    def _relabelled(self) -> str | None:
+        """Give the images to forget the labels that the scenario's `relabelled` says; the sha256 of all labels then."""
+        relabelled = companion(self._scenario, "relabelled", None)
+        if relabelled is None:
+            return None
+        labels = self.data.train.labels.clone()
+        labels[self.forget] = relabelled(labels[self.forget], **self._scenario.keywords)
+        self.data = replace(self.data, train=self.data.train.relabelled(labels))
+        return hashlib.sha256(labels.numpy().tobytes()).hexdigest()
 
     def build_model(self) -> nn.Module:
         """The architecture on the device, normalisation first; its weights come from torch's global generator."""
@@ -125,6 +136,7 @@ class Lab:
     def retrained(self, seed: Seed | None = None) -> Stored:
         """The reference: trained from scratch, by the same recipe, on what remains after all requests."""
         recipe = self.recipe(seed) | {"forget": self.hash(self.forget)}
+        recipe.pop("labels", None)  # those that were changed are of images that it does not see
         train = partial(self.training.trained, streams=Streams("retrained", recipe["seed"]))
         label = f"retrained, seed {recipe['seed']}, split {self.split}"
         return self._model("retrained", label, recipe, lambda: self.data.train[self._rest(self.forget)], train)
@@ -223,6 +235,7 @@ class Lab:
             "precision": self.precision,
             "seed": self.seed if seed is None else seed,
             **({} if self.half is None else {"half": self.half}),
+            **({} if self.labels is None else {"labels": self.labels}),
         }
 
     def method_recipe(self) -> dict[str, Any]:
@@ -436,6 +449,7 @@ class Lab:
             "forget": self.hash(self.forget),
             "auditor": {used: self.settings["auditor"][used] for used in sorted(uses)},
             "streams": self.streams.root,
+            **({} if self.labels is None else {"labels": self.labels}),
         }
         return self.store.get("audits", recipe | {"name": name}, make)
 

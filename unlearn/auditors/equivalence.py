@@ -14,13 +14,11 @@ Known failure modes: the images are the sample, and the two models are given: wh
 not in it. A population measure, as the loss attack: equal averages may hide differences image by image.
 """
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm
 
 from unlearn.metrics import Answer, Metric
 from unlearn.settings import Share
-from unlearn.statistics import LEVEL, auc_difference, equivalence_pvalue, holm
+from unlearn.statistics import LEVEL, auc_difference, equivalence_pvalue, holm, paired_shares
 from unlearn.subject import Laboratory, Subject
 
 SOURCE = "Schuirmann, J. Pharmacokinet. Biopharm. 1987"
@@ -42,7 +40,7 @@ def equivalence(subject: Subject, lab: Laboratory, *, margin: Share) -> Answer:
     """Holm-adjusted p-values of the four differences, and the verdict."""
     reference = lab.reference()
     found = {
-        f"equivalence_{part}_accuracy_pvalue": _accuracies(
+        f"equivalence_{part}_accuracy_pvalue": paired_shares(
             getattr(subject, part).correct, getattr(reference, part).correct
         )
         for part in PARTS
@@ -62,9 +60,3 @@ def equivalence(subject: Subject, lab: Laboratory, *, margin: Share) -> Answer:
         return {**weak, "equivalence_passed": next(iter(weak.values()))}
     adjusted = holm({name: equivalence_pvalue(*its, margin) for name, its in found.items()})
     return {**adjusted, "equivalence_passed": float(max(adjusted.values()) <= LARGEST)}
-
-
-def _accuracies(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> tuple[float, float]:
-    """The difference of two accuracies on the same images, and its standard error."""
-    won, lost, count = float((ours & ~theirs).sum()), float((theirs & ~ours).sum()), len(ours) + 2
-    return (won - lost) / count, float(np.sqrt(won + lost + 1 - (won - lost) ** 2 / count)) / count
