@@ -383,6 +383,9 @@ def test_scenario_gives_positions_and_depends_on_the_split_alone(name: str, prob
     if name == "indices":
         given["file"] = str(tmp_path / "forget.txt")
         (tmp_path / "forget.txt").write_text(" ".join(str(int(i)) for i in data.train_index[:40].flip(0)))
+    if name == "memorised":
+        given["scores"] = str(tmp_path / "scores.npy")
+        np.save(given["scores"], np.arange(len(data.train) + len(data.validation)) // 400)  # equal ones are drawn
     scenario = build(yaml_of("scenario", name) | given, "scenario")
     torch.manual_seed(7)
     with random_state_untouched(), images_untouched(data.train, data.validation, data.test):

@@ -356,7 +356,7 @@ def test_stages_that_need_no_validation_images_run_without(lab: Callable[..., La
     [
         ({"a": np.zeros(3), "b": np.zeros(3)}, "and has a, b"),
         ({"memorization": np.zeros((3, 2))}, r"in one dimension, and holds float64 \(3, 2\)"),
-        ({"tr_mem": np.array([1.0, np.nan])}, "must hold finite numbers"),
+        ({"tr_mem": np.array([1.0, np.inf])}, "must hold finite numbers"),
         ({"one": np.array(["a"])}, "must hold finite numbers"),
     ],
 )

@@ -17,7 +17,7 @@ been trained on it. It takes many models, so without a file of `scores` it is re
 
 `scores` holds a number for each image of the official training set, in its order and before the validation part is
 taken out, as `scenario=indices` counts them: an .npy, or an .npz with one array, or with one called `memorization` or
-`tr_mem`, which are the names in the published files. Larger is more memorised.
+`tr_mem`, which are the names in the published files. Larger is more memorised. `scripts/memorisation.py` writes one.
 
 Strata have equal counts; of a remainder the later strata get one image more each, so that a single image is in the
 last. A stratum without an image skips its stage. There is no learning rate for all stages, so `layers` must be `all`.
@@ -52,6 +52,7 @@ from unlearn.attacks import Adversarial, Norm
 from unlearn.batches import shuffled
 from unlearn.checks import nothing_to_check
 from unlearn.loop import cross_entropy, fit
+from unlearn.memorisation import PROXIES, of_images, read
 from unlearn.request import Of, Request, Searched, needed
 from unlearn.session import current
 from unlearn.settings import Count, NotNegative, SettingError, build, checked, companion
@@ -61,7 +62,6 @@ from unlearn.streams import Streams
 NEEDS = frozenset({"forget", "retain"})
 FILES = ("scores", "surrogate")  # its own, and those of its stages
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
-PUBLISHED = ("memorization", "tr_mem")  # RUM's file for CIFAR-10, Feldman & Zhang's for CIFAR-100
 
 Proxy = Literal["confidence", "entropy", "holdout", "random"]
 
@@ -102,8 +102,10 @@ def needs(*, stages: list[dict[str, Any]], proxy: Proxy, scores: str | None, **_
     return frozenset(held_out).union(*(needed(built(stage, number)) for number, stage in enumerate(stages)))
 
 
-def check(lab: Any, *, stages: list[dict[str, Any]], **_: Any) -> None:
-    """What the methods of the stages ask for is given."""
+def check(lab: Any, *, stages: list[dict[str, Any]], scores: str | None, **_: Any) -> None:
+    """What the methods of the stages ask for is given, and so are the scores of all that is to be forgotten."""
+    if scores is not None:
+        of_file(scores, lab.data.train_index[lab.forget])
     for number, stage in enumerate(stages):
         method = built(stage, number)
         companion(method, "check", nothing_to_check)(lab, **method.keywords)
@@ -132,7 +134,7 @@ def rum(
         memorised = torch.rand(len(request.forget), generator=streams("random"), dtype=torch.float64).numpy()
     else:
         outputs = Signals(logits(model, request.forget), request.forget.labels.cpu().numpy())
-        memorised = -outputs.margin if proxy == "confidence" else outputs.entropy
+        memorised = PROXIES[proxy](outputs)
     strata = strata_of(memorised, len(stages))
     current().history.append({"strata": [len(stratum) for stratum in strata]})
     if order == "descending":
@@ -179,6 +181,15 @@ def part_of(request: Request, strata: list[Tensor], number: int) -> Request:
     )
 
 
+def of_file(file: str, numbers: Tensor) -> Floats:
+    """The scores of images, by their numbers in the official training order. Raises a `SettingError`."""
+    found = of_images(file, numbers, "method.scores")
+    if np.isnan(found).any():
+        first = int(numbers[torch.from_numpy(np.isnan(found))][0])
+        raise SettingError("method.scores", file, f"has no score for image {first}, which is to be forgotten")
+    return found
+
+
 def held_out(model: nn.Module, request: Request, streams: Streams, epochs: int, batch_size: int, lr: float) -> Floats:
     """For each forget image, the symmetric divergence between the answers before and after held-out training, in nats.
 
@@ -201,35 +212,6 @@ def held_out(model: nn.Module, request: Request, streams: Streams, epochs: int, 
     distances = (one.probabilities - other.probabilities) * (one.log_probabilities - other.log_probabilities)
     result: Floats = distances.sum(axis=1) / 2
     return result
-
-
-def of_file(file: str, numbers: Tensor) -> Floats:
-    """The scores of images, by their numbers in the official training order. Raises a `SettingError`."""
-    scores = read(file)
-    if int(numbers.max()) >= len(scores):
-        raise SettingError("method.scores", file, f"has {len(scores)} scores, and no image {int(numbers.max())}")
-    result: Floats = scores[numbers.cpu().numpy()]
-    return result
-
-
-def read(file: str) -> Floats:
-    """All scores of a file, which must be finite numbers in one dimension. Raises a `SettingError`."""
-    allowed = "must be an .npy, or an .npz with one array or one called " + " or ".join(PUBLISHED)
-    try:
-        found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SettingError("", file, f"{allowed} ({error})") from error
-    if isinstance(found, np.lib.npyio.NpzFile):
-        with found:
-            names = [name for name in PUBLISHED if name in found.files] or found.files
-            if len(names) != 1:
-                raise SettingError("", file, f"{allowed}, and has {', '.join(names) or 'none'}")
-            found = found[names[0]]
-    if found.ndim != 1 or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-        raise SettingError(
-            "", file, f"must hold finite numbers in one dimension, and holds {found.dtype} {found.shape}"
-        )
-    return found.astype(np.float64)
 
 
 @contextmanager
