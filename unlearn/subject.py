@@ -70,9 +70,6 @@ class Laboratory(Protocol):
     def training(self) -> Recipe:
         """How models are made from scratch."""
 
-    def subject(self, role: str) -> Subject:
-        """The row's model of a role, such as the `original`."""
-
     def reference(self) -> Subject:
         """The retrained model."""
 
