@@ -4,16 +4,17 @@
 """
 
 import math
+import os
 import signal
 import sys
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn import track
 from unlearn.checks import CHOSEN, refusal
@@ -69,11 +70,22 @@ def not_null(word: str) -> str:
     return {"experiment": "experiment=none", "sweep": "~sweep", "cluster": "~cluster"}.get(group, word)
 
 
+def one_line(error: Exception) -> str:
+    """What Hydra says of a word that it cannot make sense of, without its list of folders and its advice."""
+    said, _, _ = str(error).partition("Config search path")
+    lines = [line for line in said.splitlines() if "https://hydra.cc" not in line]
+    return " ".join(" ".join(lines).split())
+
+
 if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors out, instead of printing several lines
     sys.argv[1:] = map(not_null, sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
     try:
         main()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)

@@ -20,13 +20,42 @@ CHOSEN = ("dataset", "model", "train", "scenario", "method", "auditor")
 """Groups of the configuration in which something must be chosen."""
 
 
+WANDB = ("mode", "project", "dir")
+KNOWN = (
+    *CHOSEN,
+    *[
+        "seed",
+        "split",
+        "requests",
+        "layers",
+        "device",
+        "precision",
+        "deterministic",
+        "store",
+        "objective",
+        "debug",
+        "wandb",
+    ],
+)
+"""All keys of a configuration, the groups first."""
+
+
 def refusal(group: str, value: object) -> SettingError:
     """The error of a group of which `value`, such as null, chooses nothing."""
     return SettingError(group, value, f"must be one of the choices in conf/{group}, which `run.py --help` lists")
 
 
 def check_groups(settings: Mapping[str, Any]) -> None:
-    """Every group that must be chosen is there, and so are the settings of the mirror and the place of the store."""
+    """Every group that must be chosen is there, the mirror's settings and the store's place too, and nothing else."""
+    for key, known in (("", KNOWN), ("wandb", WANDB)):
+        its = settings.get(key, {}) if key else settings
+        for name in its if isinstance(its, Mapping) else ():
+            if name not in known:
+                allowed = f"is not a setting; there are {', '.join(known)}"
+                raise SettingError(f"{key}.{name}".lstrip("."), its[name], allowed)
+    for name in KNOWN[len(CHOSEN) :]:
+        if name not in settings:
+            raise SettingError(name, "nothing", "must be there")
     for group in CHOSEN:
         # With auditor=[] the group is not there; what is then missing is said of the objective
         if not isinstance(settings.get(group, {} if group == "auditor" else None), Mapping):
