@@ -1,22 +1,33 @@
-"""python scripts/table.py ROW_OR_FOLDER ... [--columns a,b]: print rows as Markdown tables.
+"""python scripts/table.py ROW_OR_FOLDER ... [--columns a,b]: print rows as tables, as Markdown or other text.
 
-`--update FILE ...` rewrites, in each Markdown file, what stands between `<!-- table ARGUMENTS -->` and `<!-- end -->`.
+`--published NAME/TABLE` puts a paper's figures (results/published) beside ours. `--update FILE ...` rewrites, in each
+Markdown file, what stands between `<!-- table ARGUMENTS -->` and `<!-- end -->`.
 """
 
 import argparse
 import sys
+import typing
 from pathlib import Path
 
-from unlearn.report import blocks
-from unlearn.report.table import COLUMNS, markdown, read
+from unlearn.report import comparison
+from unlearn.report.rows import of_methods, where
+from unlearn.report.table import COLUMNS, WRITERS, Format, read
+from unlearn.report.table import table as written
+from unlearn.report.writers import written_csv
 from unlearn.settings import SettingError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("rows", nargs="*", type=Path, help="row files, or folders of them")
-    result.add_argument("--columns", default=",".join(COLUMNS), help="metrics, separated by commas")
+    result.add_argument("files", nargs="*", type=Path, metavar="ROWS", help="row files, or folders of them")
+    result.add_argument("--columns", "--metrics", metavar="METRIC,...", help=f"default: {','.join(COLUMNS)}")
+    result.add_argument("--rows", metavar="METHOD,...", help="only the rows of these methods")
+    result.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only rows that have it")
+    result.add_argument("--published", metavar="NAME/TABLE", help="set a paper's figures beside ours")
+    result.add_argument("--format", choices=typing.get_args(Format), default="markdown")
+    result.add_argument("--abbreviations", action="store_true", help="head columns as papers do, with a legend")
+    result.add_argument("--best", action="store_true", help="bold what is significantly better than the second best")
     result.add_argument("--update", nargs="+", type=Path, default=[], metavar="FILE", help="Markdown files to rewrite")
     return result
 
@@ -24,7 +35,27 @@ def parser() -> argparse.ArgumentParser:
 def table(words: list[str]) -> str:
     """The tables that a command line asks for."""
     options = parser().parse_args(words)
-    return markdown(read(options.rows), options.columns.split(","))
+    rows = read(options.files)
+    for condition in options.where:
+        rows = where(rows, condition)
+    if options.rows is not None:
+        rows = of_methods(rows, options.rows.split(","))
+    if options.best and (options.format == "csv" or options.published):
+        raise SettingError("--best", "true", "is for tables of ours in Markdown, LaTeX or HTML")
+    columns = None if options.columns is None else options.columns.split(",")
+    if options.published:
+        found = comparison.compare(rows, options.published, columns)
+        if options.format == "csv":
+            return written_csv(comparison.HEAD, [line for its in found for line in comparison.raw(its)])
+        tables = [comparison.tabled(its, options.abbreviations) for its in found]
+        return "\n\n".join(WRITERS[options.format](its) for its in tables)
+    return written(
+        rows,
+        columns or list(COLUMNS),
+        options.format,
+        abbreviations=options.abbreviations,
+        mark_best=options.best,
+    )
 
 
 def updated(text: str) -> str:

@@ -1,0 +1,155 @@
+"""Our rows beside a paper's figures: what is compared with what, and what is said of the set-ups."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_table import row, written
+
+from scripts.table import table as printed
+from unlearn.report.comparison import Comparison, compare, tabled
+from unlearn.settings import SettingError
+
+OVER = ["forget_accuracy", "retain_accuracy", "test_accuracy", "mia_svc_confidence"]
+
+
+def ours(method: str = "amun", seed: int = 0, forget: float = 0.95, **changes: Any) -> dict[str, Any]:
+    """A row in AMUN's setting; only the unlearned model's accuracy on the forget set is given."""
+    document = row(method, seed, forget, dataset="cifar10", model="resnet18")
+    document["config"]["scenario"] |= {"fraction": 0.1}
+    document["config"]["train"] |= {"epochs": 182, "batch_size": 128}
+    document["config"]["auditor"] |= {"gap": {"metrics": OVER}}
+    for its in document["metrics"].values():
+        its |= {"average_gap": 0.01, "test_accuracy": 0.94}
+    document["metrics"]["retrained"]["forget_accuracy"] = 0.945
+    return document | changes
+
+
+def one(rows: list[dict[str, Any]], address: str, columns: list[str] | None = None) -> Comparison:
+    found = compare(rows, address, columns)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_part_of_our_share_stands_beside_our_rows() -> None:
+    its = one([ours(seed=seed, forget=0.94 + seed / 100) for seed in range(3)], "amun/table10")
+    assert its.part.address == "amun/table10/random10"
+    cell = next(cell for cell in its.cells if (cell.line, cell.metric.name) == ("amun", "forget_accuracy"))
+    assert cell.ours.n == 3
+    assert cell.ours.mean == pytest.approx(0.95)
+    assert cell.theirs.value == pytest.approx(0.9545)
+    assert cell.difference == pytest.approx(-0.0045)
+    assert cell.matches is True  # within our interval
+
+
+def test_their_reference_stands_beside_ours_and_contestants_beside_nothing() -> None:
+    rows = [ours(), ours("retrain"), ours("none"), ours("unsir")]
+    lines = {cell.line for cell in one(rows, "amun/table10").cells}
+    assert lines == {"amun", "retrained (reference)"}
+    assert {cell.line for cell in one(rows, "amun/table2/random10").cells} == {"amun", "retrained (reference)"}
+
+
+def test_a_cell_outside_both_intervals_is_marked_and_matches_are_counted() -> None:
+    its = one([ours(forget=0.5)], "amun/table10", ["forget_accuracy", "test_accuracy"])
+    assert {cell.metric.name for cell in its.cells} == {"forget_accuracy", "test_accuracy"}
+    matches = {(cell.line, cell.metric.name): cell.matches for cell in its.cells}
+    assert matches["amun", "forget_accuracy"] is False
+    assert matches["retrained (reference)", "forget_accuracy"] is True  # 94.5 and 94.49 +- 0.20
+    assert its.counted == "1 of 4 cells match: one interval holds the other's mean"
+    lines = tabled(its).lines
+    assert ["amun", "Accuracy on the forget set (%)", "50.00", "1", "95.45 ± 0.19", "-45.45", "outside both"] in [
+        [cell.text for cell in line] for line in lines
+    ]
+
+
+def test_what_has_no_interval_is_not_judged() -> None:
+    its = one([ours("salun")], "salun/random10", ["forget_accuracy"])
+    assert [cell.matches for cell in its.cells] == [None, None]
+    assert its.cells[-1].theirs.value == pytest.approx(0.9715)  # UA is a complement
+    assert its.counted == "0 of 0 cells match: one interval holds the other's mean; 2 not judged"
+    assert "theirs: recalled, unverified" in tabled(its).notes
+
+
+def test_average_gaps_are_compared_where_they_are_over_the_same_metrics() -> None:
+    gap = {cell.line: cell for cell in one([ours()], "amun/table10").cells if cell.metric.name == "average_gap"}
+    assert list(gap) == ["amun"]  # the reference's is nought by definition
+    assert gap["amun"].theirs.value == pytest.approx(0.0059)
+    other = one([ours()], "amun/table1")
+    assert "average_gap" not in {cell.metric.name for cell in other.cells}
+    assert any(note.startswith("Avg. Gap is not compared: theirs is over forget_accuracy, ") for note in other.notes)
+
+
+def test_p_values_and_the_cost_of_the_original_are_not_compared() -> None:
+    document = ours("random_label")
+    for its in document["metrics"].values():
+        its |= {"ks_pvalue": 0.0, "wasserstein": 0.1}
+    cells = one([document], "sg_unlearn/notebook_cifar10").cells
+    assert "ks_pvalue" not in {cell.metric.name for cell in cells}
+    assert [cell.line for cell in cells if cell.metric.name == "wasserstein"] == [
+        *("original", "retrained (reference)", "random_label"),
+    ]
+    assert [cell.line for cell in cells if cell.metric.name == "seconds"] == ["retrained (reference)", "random_label"]
+
+
+def test_a_gap_with_a_sign_is_compared_without_it() -> None:
+    document = ours()
+    document["config"]["auditor"]["gap"]["metrics"] = [*OVER[:3], "rmia_auc"]
+    document["config"]["scenario"]["fraction"] = 0.5
+    gap = [cell for cell in one([document], "amun/table1").cells if cell.metric.name == "average_gap"]
+    theirs = {cell.line: cell.theirs for cell in gap}
+    assert theirs["amun"].value == pytest.approx(0.00565)
+    assert theirs["amun"].deviation is None
+
+
+def test_what_differs_in_the_set_up_is_listed() -> None:
+    document = ours(model="fastnet", requests=3)
+    document["config"]["method"]["retain"] = True
+    notes = one([document], "amun/table2/random50").notes
+    for note in (
+        "model: ours fastnet, theirs resnet18",
+        "fraction: ours 0.1, theirs 0.5",
+        "requests: ours 3, theirs 1",
+        "runs: ours 1, theirs 27 (three models, each with three forget sets, each three times)",
+        "train.epochs: ours 182, theirs 200",
+        "method amun: retain is True in ours, False in theirs",
+    ):
+        assert note in notes
+    assert not any(note.startswith(("dataset:", "scenario:", "train.batch_size")) for note in notes)
+
+
+def test_all_formats_and_the_raw_numbers(tmp_path: Path) -> None:
+    folder = str(written(tmp_path, [ours(seed=seed) for seed in (0, 1)]))
+    words = [folder, "--published", "amun/table10", "--metrics", "forget_accuracy"]
+    assert "| amun | FA (%) | 95.00 ± 0.00 | 2 | 95.45 ± 0.19 | -0.45 | outside both |" in printed(
+        [*words, "--abbreviations"]
+    )
+    assert r"\begin{tabular}{llrrrrr}" in printed([*words, "--format", "latex"])
+    assert "<td>amun</td>" in printed([*words, "--format", "html"])
+    lines = list(csv.DictReader(io.StringIO(printed([*words, "--format", "csv"]))))
+    assert [line["line"] for line in lines] == ["retrained (reference)", "amun"]
+    assert float(lines[1]["ours"]) == 0.95
+    assert float(lines[1]["theirs"]) == pytest.approx(0.9545)
+    assert [lines[1][key] for key in ("ours_n", "match", "published", "provenance")] == [
+        "2",
+        "no",
+        "amun/table10/random10",
+        "paper",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "address", "told"),
+    [
+        (ours(), "amun/table8", "must be one of amun/table8/with_retain_random10, "),
+        (ours(config=row()["config"]), "amun/table1", "must be one of amun/table1/random10, amun/table1/random50"),
+        (ours("unsir"), "munba/table1/random10", "has no cell that our rows have, too; its methods are salun, "),
+        (ours(), "nobody/table1", "must be NAME/TABLE"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(document: dict[str, Any], address: str, told: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        compare([document], address)
+    assert str(raised.value).partition(": ")[2].startswith(told)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,253 @@
+"""Our rows beside a paper's figures: the difference of each cell, whether either interval holds the other's mean, and
+in what the two set-ups differ.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unlearn.metrics import Metric
+from unlearn.report.abbreviations import heading, legend
+from unlearn.report.cells import Summary, summarise
+from unlearn.report.published import PUBLISHED, Cell, Column, Part, find, gaps, in_our_units, paper, reference
+from unlearn.report.rows import HEADS, Lines, Row, chosen, declared, settings
+from unlearn.report.writers import Cell as Shown
+from unlearn.report.writers import Table
+from unlearn.settings import SettingError
+
+ROLES = {"none": HEADS["original"], "retrain": HEADS["retrained"]}  # their row -> our line
+
+
+class Compared(NamedTuple):
+    """One cell of both; `matches` is None where neither has an interval."""
+
+    line: str
+    metric: Metric
+    ours: Summary
+    theirs: Cell
+
+    @property
+    def difference(self) -> float:
+        """Ours minus theirs."""
+        return self.ours.mean - self.theirs.value
+
+    @property
+    def matches(self) -> bool | None:
+        """Whether one of the two intervals, ours or what stands behind their +-, holds the other's mean."""
+        reach = [half for half in (self.ours.half, self.theirs.deviation) if half is not None]
+        return abs(self.difference) <= max(reach) if reach else None
+
+
+class Comparison(NamedTuple):
+    """Our lines of one setting beside one part of a published table."""
+
+    lines: Lines
+    part: Part
+    cells: Sequence[Compared]
+    notes: Sequence[str]
+
+    @property
+    def counted(self) -> str:
+        """How many cells match."""
+        judged = [cell for cell in self.cells if cell.matches is not None]
+        within = sum(cell.matches is True for cell in judged)
+        left = f"; {len(self.cells) - len(judged)} not judged" if len(judged) < len(self.cells) else ""
+        return f"{within} of {len(judged)} cells match: one interval holds the other's mean{left}"
+
+
+def compare(
+    rows: Sequence[Row], address: str, columns: Sequence[str] | None = None, folder: Path = PUBLISHED
+) -> list[Comparison]:
+    """Each setting of ours beside the part of the table that forgets the same share, or that the address names.
+
+    `columns` limits the metrics. Their original and retrained models stand beside ours. Raises `SettingError` for a
+    table that does not exist, for a setting that fits no part of it, and where not a single cell can be compared.
+    """
+    parts = find(address, folder)
+    wanted = [metric.name for metric in chosen(columns)] if columns is not None else None
+    return [_compared(lines, _fitting(lines, parts, address), wanted, folder) for lines in settings(rows)]
+
+
+def _fitting(lines: Lines, parts: Sequence[Part], address: str) -> Part:
+    if len(parts) == 1:
+        return parts[0]
+    same = [part for part in parts if part.fraction is not None and part.fraction == _fraction(lines)]
+    if len(same) == 1:
+        return same[0]
+    raise SettingError("--published", address, f"must be one of {', '.join(part.address for part in parts)}")
+
+
+def _fraction(lines: Lines) -> float | None:
+    fraction: float | None = lines.rows[0]["config"]["scenario"].get("fraction")
+    return fraction
+
+
+def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Path) -> Comparison:
+    left_out: dict[str, None] = {}
+    cells = []
+    for line in lines.lines:
+        their_name = next((name for name, head in ROLES.items() if head == line.name), None)
+        if line.method in ROLES:  # contestants, which papers do not have
+            continue
+        method = their_name or line.method or ""
+        theirs = reference(part, folder) if method == "retrain" else part.rows.get(method, {})
+        for name, column in part.columns.items():
+            if name not in theirs or column.metric is None or (wanted is not None and column.metric not in wanted):
+                continue
+            if _says_nothing(method, declared()[column.metric]):
+                continue
+            ours = summarise(line.values(column.metric), declared()[column.metric])
+            its: Cell | str = in_our_units(theirs[name], column)
+            if column.gap:
+                its = _gap(part, method, name, column, lines, folder)
+            if isinstance(its, str):
+                left_out[its] = None
+            elif ours is not None:
+                cells.append(Compared(line.name, declared()[column.metric], ours, its))
+    if not cells:
+        there = ", ".join(name for name in part.rows if paper(part.paper, folder).methods[name].ours)
+        raise SettingError("--published", part.address, f"has no cell that our rows have, too; its methods are {there}")
+    return Comparison(lines, part, cells, [*left_out, *differences(lines, part, cells, folder)])
+
+
+def _says_nothing(method: str, metric: Metric) -> bool:
+    """Equal by definition, or of different things: p-values, the reference's gap to itself, the original's cost."""
+    of_cost = metric.unit in ("seconds", "bytes", "count")
+    of_role = (method == "retrain" and metric.name == "average_gap") or (method == "none" and of_cost)
+    return of_role or metric.name.endswith("pvalue")
+
+
+def _gap(part: Part, method: str, name: str, column: Column, lines: Lines, folder: Path) -> Cell | str:
+    """Their average gap as ours is made, or why there is none."""
+    its = column.gap
+    theirs = [part.columns[other].metric for other in its.over] if its else []
+    ours = lines.rows[0]["config"]["auditor"].get("gap", {}).get("metrics", [])
+    if its is None or its.form == "unknown":
+        return f"{column.title} is not compared: how theirs was made is not known"
+    if set(theirs) != set(ours):
+        return f"{column.title} is not compared: theirs is over {_listed(theirs)}, ours over {_listed(ours)}"
+    if its.form == "absolute":
+        return in_our_units(part.rows[method][name], column)
+    computed = gaps(part, method, folder)
+    if computed is None:
+        return f"{column.title} is not compared where theirs, which has a sign, cannot be computed without it"
+    return in_our_units(Cell(value=computed.absolute), column)
+
+
+def differences(lines: Lines, part: Part, cells: Sequence[Compared], folder: Path = PUBLISHED) -> list[str]:
+    """In what the set-ups differ, or may, one line each."""
+    row = lines.rows[0]
+    found = []
+    for key in ("dataset", "model", "train", "scenario"):
+        theirs = getattr(part, key)
+        if theirs is not None and theirs != row[key]:
+            found.append(f"{key}: ours {row[key]}, theirs {theirs}")
+    if part.fraction != _fraction(lines):
+        found.append(f"fraction: ours {_said(_fraction(lines))}, theirs {_said(part.fraction)}")
+    if row["requests"] != 1:
+        found.append(f"requests: ours {row['requests']}, theirs 1")
+    runs = sorted({cell.ours.n for cell in cells})
+    are = f" ({part.runs_are})" if part.runs_are else ""
+    if runs != [part.runs]:
+        found.append(f"runs: ours {_listed(runs)}, theirs {_said(part.runs)}{are}")
+    for path, theirs in part.recipe.items():
+        group, key = path.split(".")
+        ours = row["config"][group].get(key, "not said")
+        if ours != theirs:
+            found.append(f"{path}: ours {_said(ours)}, theirs {_said(theirs)}")
+    if not part.recipe and part.train is None:
+        found.append(f"train: ours {row['train']}, theirs not said")
+    methods = paper(part.paper, folder).methods
+    for name in dict.fromkeys(its["method"] for its in lines.rows):
+        if name not in part.rows:
+            continue
+        for key, theirs in part.settings.get(name, {}).items():
+            ours = {str(its["config"]["method"].get(key)) for its in lines.rows if its["method"] == name}
+            if ours != {str(theirs)}:
+                found.append(f"method {name}: {key} is {_listed(sorted(ours))} in ours, {theirs} in theirs")
+        if methods[name].note:
+            found.append(f"method {name}, in theirs: {methods[name].note}")
+    if part.access == ["forget"]:
+        found.append("data: theirs may use the forget set alone; what ours may use is a setting of each method")
+    return found
+
+
+def _said(value: Any) -> str:
+    return "not said" if value is None else str(value)
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values) or "nothing"
+
+
+def _scale(metric: Metric) -> tuple[float, str]:
+    return (100.0, ".2f") if metric.unit == "fraction" else (1.0, ".3f")
+
+
+def tabled(comparison: Comparison, abbreviations: bool = False) -> Table:
+    """A comparison as a table: a line a cell, fractions in percent as papers print them."""
+    lines = []
+    for cell in comparison.cells:
+        factor, digits = _scale(cell.metric)
+        half = "" if cell.ours.half is None else f" ± {cell.ours.half * factor:{digits}}"
+        deviation = "" if cell.theirs.deviation is None else f" ± {cell.theirs.deviation * factor:{digits}}"
+        percent = " (%)" if cell.metric.unit == "fraction" else ""
+        texts = [
+            cell.line,
+            f"{heading(cell.metric, abbreviations)}{percent}",
+            f"{cell.ours.mean * factor:{digits}}{half}",
+            str(cell.ours.n),
+            f"{cell.theirs.value * factor:{digits}}{deviation}",
+            f"{cell.difference * factor:+{digits}}",
+            {True: "", False: "outside both", None: "not judged"}[cell.matches],
+        ]
+        lines.append([Shown(text) for text in texts])
+    part, its = comparison.part, paper(comparison.part.paper)
+    metrics = list({cell.metric.name: cell.metric for cell in comparison.cells}.values())
+    head = ["model", "metric", "ours", "runs", "theirs", "difference", "interval"]
+    spread = f"; behind their ± is the {part.spread}" if part.spread else ""
+    return Table(
+        title=f"{comparison.lines.title}, beside {part.name} ({part.part}) of {its.title}, arXiv:{its.arxiv}",
+        head=head,
+        left=2,
+        lines=lines,
+        notes=[
+            comparison.counted,
+            f"theirs: {PROVENANCE[part.provenance]}{spread}",
+            *comparison.notes,
+            *comparison.lines.notes,
+            *part.notes,
+            *(legend(metrics) if abbreviations else []),
+        ],
+    )
+
+
+PROVENANCE = {
+    "paper": "read in the paper",
+    "authors_log": "read in the authors' logs",
+    "second_hand": "second-hand, not read in the paper",
+    "recalled": "recalled, unverified",
+}
+HEAD = (
+    *("dataset", "model", "train", "scenario", "forgotten", "line", "metric"),
+    *("ours", "ours_low", "ours_high", "ours_n", "published", "theirs", "theirs_deviation", "provenance"),
+    *("difference", "match"),
+)
+
+
+def raw(comparison: Comparison) -> list[list[object]]:
+    """The lines of a comparison as raw numbers in our units, under `HEAD`."""
+    row = comparison.lines.rows[0]
+    setting = [row[key] for key in HEAD[:4]] + [row["forget"]["count"]]
+    return [
+        [
+            *setting,
+            cell.line,
+            cell.metric.name,
+            *(cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.n),
+            *(comparison.part.address, cell.theirs.value, cell.theirs.deviation),
+            *(cell.theirs.provenance or comparison.part.provenance, cell.difference),
+            {True: "yes", False: "no", None: ""}[cell.matches],
+        ]
+        for cell in comparison.cells
+    ]
