@@ -16,7 +16,7 @@ from scripts.table import table as printed
 from unlearn.metrics import Metric
 from unlearn.report.abbreviations import ABBREVIATIONS, COMPLEMENTS
 from unlearn.report.cells import best, difference_pvalue
-from unlearn.report.rows import Line, declared
+from unlearn.report.rows import Line, declared, where
 from unlearn.report.table import markdown, table
 from unlearn.report.writers import Cell, Table, latex, written_html, written_latex
 from unlearn.settings import SettingError
@@ -208,6 +208,34 @@ def test_rows_of_some_methods_and_values(folder: Path) -> None:
     assert "| amun |" not in printed([str(folder), "--rows", "finetune,none"])
     assert "| finetune | 0.600 |" in printed([str(folder), "--where", "seed=1", "--where", "dataset=digits"])
     assert printed([str(folder), "--where", "dataset._target_=digits"]) == printed([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("method.lr=0.0001", True),
+        ("method.lr=1e-4", True),
+        ("method.lr=small", False),
+        ("method.retain=true", True),
+        ("method.retain=1", False),
+        ("method.clip=null", True),
+        ("train.milestones=[91, 136]", True),
+        ("train.milestones=[91", False),
+        ("method=finetune", True),
+        ("layers=all", True),
+        ("split=0", True),
+        ("split=true", False),
+    ],
+)
+def test_values_are_written_as_in_a_yaml(condition: str, kept: bool) -> None:
+    document = row()
+    document["config"]["method"] = {"lr": 1e-4, "retain": True, "clip": None}
+    document["config"]["train"] = {"milestones": [91, 136]}
+    if kept:
+        assert where([document], condition) == [document]
+    else:
+        with pytest.raises(SettingError, match=r"^--where=.*: no row has it; "):
+            where([document], condition)
 
 
 @pytest.mark.parametrize(

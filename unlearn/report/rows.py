@@ -118,12 +118,27 @@ def where(rows: Sequence[Row], condition: str) -> list[Row]:
     if not having:
         keys = ", ".join(FILTERS)
         raise SettingError("--where", key, f"must be one of {keys}, or a key of a row's configuration (train.epochs)")
-    wanted = yaml.safe_load(text) if text else None
-    kept = [row for row, value in having if value == wanted or str(value) == text]
+    kept = [row for row, value in having if _is(value, text)]
     if not kept:
         values = dict.fromkeys(str(value) for _, value in having)
         raise SettingError("--where", condition, f"no row has it; {key} is {', '.join(sorted(values))}")
     return kept
+
+
+def _is(value: Any, text: str) -> bool:
+    """Whether a value is what the text says, written as in a YAML: a word, a number, true, null, a list."""
+    try:
+        wanted = yaml.safe_load(text)
+    except yaml.YAMLError:
+        wanted = text
+    if isinstance(value, bool) or isinstance(wanted, bool):
+        return value is wanted
+    if isinstance(value, int | float):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return bool(value == wanted) or str(value) == text
 
 
 _ABSENT = object()

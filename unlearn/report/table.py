@@ -8,7 +8,6 @@ from unlearn.report.abbreviations import heading, legend
 from unlearn.report.cells import best, summarise, text
 from unlearn.report.rows import CONTESTANTS, Line, Lines, Row, chosen, declared, read, settings
 from unlearn.report.writers import Cell, Table, written_csv, written_html, written_latex, written_markdown
-from unlearn.settings import SettingError
 
 __all__ = ["COLUMNS", "CONTESTANTS", "WRITERS", "Format", "Row", "declared", "markdown", "read", "table"]
 
@@ -44,10 +43,7 @@ def table(
     `abbreviations` heads columns as papers do, with a legend; `mark_best` makes the best method's cell bold where it is
     significantly better than the second best, see `unlearn.report.cells.best`.
     """
-    if not rows:
-        raise SettingError("rows", "none", "at least one row file is needed")
-    metrics = chosen(columns)
-    its = settings(rows)
+    its, metrics = settings(rows), chosen(columns)
     if form == "csv":
         return _csv(its, metrics)
     return "\n\n".join(WRITERS[form](_table(lines, metrics, abbreviations, mark_best)) for lines in its)
