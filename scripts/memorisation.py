@@ -11,15 +11,14 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, MultipleOf
 
 from unlearn.configuration import composed
 from unlearn.lab import Lab
 from unlearn.loop import DivergedError
-from unlearn.memorisation import PROXIES, contrasts
+from unlearn.memorisation import PROXIES, contrasts, correctness
+from unlearn.reference_signals import References
 from unlearn.report.terminal import Progressing
 from unlearn.settings import SettingError, check
 from unlearn.signals import Floats
@@ -39,11 +38,11 @@ def parser() -> argparse.ArgumentParser:
 def by_references(lab: Lab, count: int) -> Floats:
     """Feldman's score of each training image."""
     scores = np.empty(len(lab.data.train))
-    found = contrasts(lab.references(count), ("forget", "retain"))
+    found = contrasts(lab.references(count), correctness, ("forget", "retain"))
     positions = {"forget": lab.forget.numpy()}
     positions["retain"] = np.setdiff1d(np.arange(len(scores)), positions["forget"])
-    for part, (right, _) in found.items():
-        scores[positions[part]] = right.mean(axis=0)
+    for part, of_pairs in found.items():
+        scores[positions[part]] = of_pairs.mean(axis=0)
     return scores
 
 
@@ -62,7 +61,7 @@ def main() -> None:
         if options.out.suffix != ".npy" or not options.out.parent.is_dir():
             raise SettingError("--out", options.out, "must be an .npy file in a folder that exists")
         if options.references is not None:
-            check(Annotated[int, Ge(2), MultipleOf(2)], "--references", options.references)
+            check(References, "--references", options.references)
         lab = Lab(composed(options.words)[0], progress)
         if options.references is not None:
             scores = by_references(lab, options.references)

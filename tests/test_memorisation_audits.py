@@ -20,7 +20,7 @@ from scripts import memorisation as script
 from unlearn.auditors.memorisation import METRICS, attacks, memorisation, strata
 from unlearn.data.images import Data
 from unlearn.lab import Lab
-from unlearn.memorisation import PROXIES, contrasts
+from unlearn.memorisation import PROXIES, contrasts, correctness
 from unlearn.row import identity
 from unlearn.settings import SettingError, build
 from unlearn.signals import Signals
@@ -88,29 +88,31 @@ def by_definition(part: str, of: Callable[[Signals], Floats]) -> Floats:
 
 
 def test_scores_are_the_difference_of_two_means() -> None:
-    found = contrasts(POOL, ("forget", "test"))
-    for part in ("forget", "test"):
-        right, confident = found[part]
-        assert right.shape[0] == 8
-        np.testing.assert_allclose(right.mean(axis=0), by_definition(part, lambda its: its.correct), atol=1e-12)
-        np.testing.assert_allclose(confident.mean(axis=0), by_definition(part, lambda its: its.confidence), atol=1e-12)
     kept = measured(model(0), model(1))
-    np.testing.assert_array_equal(kept["scores"], found["forget"][0].mean(axis=0).astype(np.float32))
-    np.testing.assert_array_equal(kept["confidence_scores"], found["forget"][1].mean(axis=0).astype(np.float32))
-    assert kept["scores"].dtype == np.float32
-    with pytest.raises(ValueError, match="zip"):
-        contrasts(POOL[:3], ("forget",))
+    for signal, name in ((correctness, "scores"), (lambda its: its.confidence, "confidence_scores")):
+        found = contrasts(POOL, signal, ("forget", "test"))
+        for part in ("forget", "test"):
+            assert found[part].shape[0] == 8
+            np.testing.assert_allclose(found[part].mean(axis=0), by_definition(part, signal), atol=1e-12)
+        np.testing.assert_array_equal(kept[name], found["forget"].mean(axis=0).astype(np.float32))
+        assert kept[name].dtype == np.float32
+    with pytest.raises(SettingError, match=r"^references=forget: must come in pairs .* complementary halves$"):
+        contrasts((POOL[0], POOL[2]), correctness, ("forget",))
 
 
 def test_planted_memories_are_found_and_their_interval_is_over_pairs_of_models() -> None:
     found = measured(model(0), model(1))
     assert spearmanr(found["scores"], HARD).statistic > 0.7
-    right, _ = contrasts(POOL, ("forget",))["forget"]
+    right = contrasts(POOL, correctness, ("forget",))["forget"]
     of_pairs = right.mean(axis=1)
     half = student.ppf(0.975, 7) * of_pairs.std(ddof=1) / math.sqrt(8)
     assert found["memorisation_mean"] == pytest.approx(right.mean())
     assert found["memorisation_mean_low"] == pytest.approx(right.mean() - half)
     assert found["memorisation_mean_high"] == pytest.approx(right.mean() + half)
+    two = measured(model(0), model(1), count=2)
+    assert_declared(two, METRICS)
+    assert two["memorisation_mean"] == "needs at least 4 reference models for its interval"
+    assert set(two["scores"]) <= {-1, 0, 1}
 
 
 def test_correlations_are_spearmans_and_proxies_grow_with_memorisation() -> None:
@@ -162,8 +164,9 @@ def null(seed: int) -> dict[str, Any]:
     """The attacks on one of two retrained models, on images of their own in each case."""
     draw = np.random.default_rng(seed)
     hard, hard_test = draw.random(150) ** 2, draw.random(260) ** 2
-    found = contrasts(pool(4, seed + 1000, forget=hard, test=hard_test), ("forget", "test"))
-    thirds = strata(*(tuple(its.mean(axis=0) for its in found[part]) for part in ("forget", "test")))
+    models = pool(4, seed + 1000, forget=hard, test=hard_test)
+    both = [contrasts(models, signal, ("forget", "test")) for signal in (correctness, lambda its: its.confidence)]
+    thirds = strata(*(tuple(found[part].mean(axis=0) for found in both) for part in ("forget", "test")))
     models = [
         audited(
             forget=answers(0.05 + 4 * hard * draw.random(150)), test=answers(0.05 + 4 * hard_test * draw.random(260))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from unlearn.reference_signals import stacked
 from unlearn.settings import SettingError
 from unlearn.signals import Floats, Signals
 from unlearn.subject import Shadow
@@ -24,24 +25,27 @@ PROXIES: Mapping[str, Callable[[Signals], Floats]] = {
 """What one model says of an image in the place of its score: larger is more memorised."""
 
 
-def contrasts(references: Iterable[Shadow], parts: Sequence[str]) -> dict[str, tuple[Floats, Floats]]:
-    """For each part, what having been a member did to each image in each pair of reference models: pairs x images.
+def correctness(signals: Signals) -> Floats:
+    """1 for images that are classified correctly, 0 for others."""
+    return signals.correct.astype(np.float64)
+
+
+def contrasts(
+    references: Iterable[Shadow], signal: Callable[[Signals], Floats], parts: Sequence[str]
+) -> dict[str, Floats]:
+    """For each part, what having been a member did to a signal of each image in each pair of models: pairs x images.
 
     The models come as `Laboratory.references` gives them, two by two trained on complementary halves, so that one of a
-    pair has seen an image and the other has not. The first array is of being right, so -1, 0 or 1, and its mean over
-    the pairs is Feldman's estimate; the second of the probability of the true class.
+    pair has seen an image and the other has not; else a `SettingError`. Of `correctness` the mean over the pairs is
+    Feldman's estimate.
     """
-    found: dict[str, list[tuple[Floats, Floats]]] = {part: [] for part in parts}
-    models = iter(references)
-    for one, other in zip(models, models, strict=True):
-        for part in parts:
-            sign = np.where(one.members[part], 1.0, -1.0)
-            ours, theirs = getattr(one, part), getattr(other, part)
-            right = sign * (ours.correct.astype(np.float64) - theirs.correct)
-            found[part].append((right, sign * (ours.confidence - theirs.confidence)))
-    return {
-        part: (np.stack([right for right, _ in its]), np.stack([its for _, its in its])) for part, its in found.items()
-    }
+    found = {}
+    for part, its in stacked(references, signal, parts).items():
+        (ours, theirs), (saw, did_not) = ((values[::2], values[1::2]) for values in (its.values, its.members))
+        if (saw == did_not).any():
+            raise SettingError("references", part, "must come in pairs of models trained on complementary halves")
+        found[part] = np.where(saw, ours - theirs, theirs - ours)
+    return found
 
 
 def read(file: str, key: str = "") -> Floats:

@@ -31,14 +31,12 @@ random, held-out images of the same scores may still be unlike, and only the dif
 Of easily learned data so little is memorised that the thirds are alike.
 """
 
-from typing import Annotated
-
 import numpy as np
-from annotated_types import Ge, MultipleOf
 from numpy.typing import NDArray
 
-from unlearn.memorisation import PROXIES, contrasts
+from unlearn.memorisation import PROXIES, contrasts, correctness
 from unlearn.metrics import Answer, Metric
+from unlearn.reference_signals import References
 from unlearn.signals import Floats
 from unlearn.statistics import auc, auc_difference, mean, proportion, rank_correlation
 from unlearn.subject import Laboratory, Subject
@@ -105,19 +103,21 @@ METRICS = (
 )
 
 
-def memorisation(subject: Subject, lab: Laboratory, *, references: Annotated[int, Ge(4), MultipleOf(2)]) -> Answer:
+def memorisation(subject: Subject, lab: Laboratory, *, references: References) -> Answer:
     """The forget set's mean score, its correlation with the proxies, and accuracy and AUC of its thirds.
 
     Kept for each image of the forget set: `scores`, `confidence_scores` and `strata`, 0 to 2.
     """
-    found = contrasts(lab.references(references), ("forget", "test"))
-    right, confident = found["forget"]
-    scores, fine = right.mean(axis=0), confident.mean(axis=0)
+    right, confident = (
+        contrasts(lab.references(references), signal, ("forget", "test"))
+        for signal in (correctness, lambda signals: signals.confidence)
+    )
+    scores, fine = right["forget"].mean(axis=0), confident["forget"].mean(axis=0)
     rival = np.isin(subject.test.labels, np.unique(subject.forget.labels))  # whether a test image is held out
-    own, others = strata((scores, fine), tuple(its.mean(axis=0)[rival] for its in found["test"]))
+    own, others = strata((scores, fine), (right["test"].mean(axis=0)[rival], confident["test"].mean(axis=0)[rival]))
     answer: dict[str, float | str | NDArray[np.generic]] = {
-        **mean(right.mean(axis=1), "memorisation_mean"),
-        **mean(confident.mean(axis=1), "memorisation_mean_confidence"),
+        **average(right["forget"], "memorisation_mean"),
+        **average(confident["forget"], "memorisation_mean_confidence"),
         "scores": scores.astype(np.float32),
         "confidence_scores": fine.astype(np.float32),
         "strata": own.astype(np.int8),
@@ -132,6 +132,13 @@ def memorisation(subject: Subject, lab: Laboratory, *, references: Annotated[int
     if rival.any():  # else the test set has no image of the forgotten classes
         answer |= attacks(subject, lab.reference(), own, others)
     return answer
+
+
+def average(contrasts: Floats, name: str) -> dict[str, float | str]:
+    """The mean over pairs of models, given as pairs x images, of what they say on average of the images."""
+    if len(contrasts) == 1:
+        return {name: "needs at least 4 reference models for its interval"}
+    return {**mean(contrasts.mean(axis=1), name)}
 
 
 def strata(own: tuple[Floats, Floats], others: tuple[Floats, Floats]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
