@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unlearn.report import blocks
 from unlearn.report.conjectures import GAPS, ROBUST, conjectures
-from unlearn.report.table import read
+from unlearn.report.rows import read
 from unlearn.settings import SettingError
 
 

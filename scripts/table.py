@@ -9,7 +9,7 @@ import sys
 import typing
 from pathlib import Path
 
-from unlearn.report import comparison
+from unlearn.report import blocks, comparison
 from unlearn.report.rows import of_methods, where
 from unlearn.report.table import COLUMNS, WRITERS, Format, read
 from unlearn.report.table import table as written

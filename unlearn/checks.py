@@ -21,22 +21,8 @@ CHOSEN = ("dataset", "model", "train", "scenario", "method", "auditor")
 
 
 WANDB = ("mode", "project", "dir")
-KNOWN = (
-    *CHOSEN,
-    *[
-        "seed",
-        "split",
-        "requests",
-        "layers",
-        "device",
-        "precision",
-        "deterministic",
-        "store",
-        "objective",
-        "debug",
-        "wandb",
-    ],
-)
+TOP = ("seed", "split", "requests", "layers", "device", "precision", "deterministic", "store", "objective", "debug")
+KNOWN = (*CHOSEN, *TOP, "wandb")
 """All keys of a configuration, the groups first."""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unlearn.metrics import Metric
-from unlearn.report.table import SETTING, Row, check_alike, declared, setting
+from unlearn.report.rows import SETTING, Row, check_alike, declared, setting
 from unlearn.report.terminal import number
 from unlearn.settings import SettingError
 from unlearn.statistics import mean, rank_correlation, spearman

@@ -166,11 +166,11 @@ def settings(rows: Sequence[Row]) -> list[Lines]:
         raise SettingError("rows", "none", "at least one row file is needed")
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[_setting(row)].append(row)
+        groups[setting(row)].append(row)
     return [_lines(group, declared()) for group in groups.values()]
 
 
-def _setting(row: Row) -> str:
+def setting(row: Row) -> str:
     """What two rows must share to stand in one table: names and settings, not where files lie, nor the draws."""
     config = {group: dict(row["config"][group]) for group in SETTING}
     for key in ("root", "path"):
@@ -191,7 +191,7 @@ def _names(rows: Sequence[Row]) -> dict[str, str]:
     return names
 
 
-def _check_alike(rows: Sequence[Row]) -> None:
+def check_alike(rows: Sequence[Row]) -> None:
     """Rows of one table come from the same recipes: of a seed there is one original, of a seed and split one reference.
 
     Their keys hold what the names and settings of a row do not, such as the content of the data.
@@ -227,7 +227,7 @@ def _joined(known: Mapping[str, Any], row: Row, role: str, metrics: Mapping[str,
 def _lines(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Lines:
     runs: dict[str, dict[Run, Mapping[str, Any]]] = {head: {} for head in HEADS.values()}
     methods: dict[str, str] = {}
-    _check_alike(rows)
+    check_alike(rows)
     names = _names(rows)
     for row in sorted(rows, key=_order(names)):
         run, line = (row["seed"], row["split"]), names[row["id"]]
