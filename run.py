@@ -5,8 +5,10 @@
 
 import math
 import os
+import re
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 import hydra
@@ -18,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn import track
 from unlearn.checks import CHOSEN, refusal
+from unlearn.configuration import composed
 from unlearn.lab import Lab
 from unlearn.loop import DivergedError
 from unlearn.report.terminal import Progressing, show
@@ -70,11 +73,24 @@ def not_null(word: str) -> str:
     return {"experiment": "experiment=none", "sweep": "~sweep", "cluster": "~cluster"}.get(group, word)
 
 
-def one_line(error: Exception) -> str:
-    """What Hydra says of a word that it cannot make sense of, without its list of folders and its advice."""
+def one_line(error: Exception, words: list[str]) -> str:
+    """What Hydra says of a word that it cannot make sense of, with the keys there are and without its advice."""
     said, _, _ = str(error).partition("Config search path")
-    lines = [line for line in said.splitlines() if "https://hydra.cc" not in line]
+    lines = [line for line in said.splitlines() if not line.startswith(("See https://hydra.cc", "To append"))]
+    if found := re.match(r"Could not override '(.+)'", said):
+        others = [word for word in words if not word.lstrip("+~").startswith(found[1]) and not word.startswith("-")]
+        with suppress(SettingError):
+            lines.append(f"There are {', '.join(keys(composed(others)[0], found[1]))}.")
     return " ".join(" ".join(lines).split())
+
+
+def keys(settings: Any, key: str) -> list[str]:
+    """The keys of a configuration beside which `key` would stand, or those nearest to that place."""
+    for part in key.split(".")[:-1]:
+        if not isinstance(settings, dict) or not isinstance(settings.get(part), dict):
+            break
+        settings = settings[part]
+    return [name for name in settings if name != "_target_"]
 
 
 if __name__ == "__main__":
@@ -84,7 +100,7 @@ if __name__ == "__main__":
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error, sys.argv[1:])}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -30,13 +30,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
+from unlearn.checks import name_of
 from unlearn.metrics import Measured, Metric
-from unlearn.scenarios import confusion
 from unlearn.settings import SettingError
 from unlearn.signals import Signals
 from unlearn.statistics import LEVEL, holm, paired_shares, proportion
 from unlearn.subject import Laboratory, Subject
 
+SCENARIO = "confusion"
 PARTS = {"forget": "forget set", "test": "test images", "retain": "retained images"}
 JUDGED = ("forget", "test")
 SOURCE = "Goel et al., arXiv:2201.06640"
@@ -94,8 +95,7 @@ METRICS = (
 
 def check(lab: Any) -> None:
     """The forget set is that of the interclass confusion test."""
-    target = lab.settings["scenario"]["_target_"]
-    if target != f"{confusion.__name__}.confusion":
+    if name_of(lab, "scenario") != SCENARIO:
         allowed = "needs scenario=confusion, whose original is trained with swapped labels of two classes"
         raise SettingError("auditor", "interclass_confusion", allowed)
 
