@@ -12,7 +12,7 @@ rounded up; an image beyond gets no points. The final score is F times the ratio
 retrained models'.
 
 Epsilon is a maximum over thousands of attacks, so perfect unlearning does not score 1 but near .18, whatever the number
-of models from 32 on: F is given beside `forgetting_quality_null`, that of other retrained models, and divided by it.
+of models from 8 on: F is given beside `forgetting_quality_null`, that of other retrained models, and divided by it.
 `attacks: threshold` leaves the intervals out (.31-.38). `rates: upper_bounds` puts Clopper and Pearson's upper bounds
 (97.5 % each) for the error rates: a bound for each attack, not for the best of them. No attack is discarded then, no
 epsilon is infinite, and the ranges are not compared.
