@@ -230,6 +230,11 @@ def test_what_cannot_be_probed_is_refused_in_words() -> None:
     assert measured["distance_probe_member_auc"] == "needs at least 5 forgotten and 5 held-out images"
     assert measured["distance_probe_member_auc_difference"] == measured["distance_probe_member_auc"]
     assert isinstance(measured["distance_weights_retrained"], float)
+    one = subject_of(net(0), random_parts(forget=1))
+    measured = distance(one, bench(subject_of(net(1), random_parts(forget=1))), **PROBED)
+    assert measured["distance_answers_l2_forget"] == "needs at least 2 images, and there are 1"
+    assert isinstance(measured["distance_answers_l2_test"], float)
+    assert relearn_time(one, bench(one), **RELEARNED)["relearn_time"] == 0.0
     gone = class_parts()
     gone["test"] = gone["test"][(gone["test"].labels != 2).nonzero().flatten()]
     subject = subject_of(net(0), gone)

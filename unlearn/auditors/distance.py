@@ -95,9 +95,10 @@ def distance(subject: Subject, lab: Laboratory, *, C: Positive, folds: Annotated
     }
     for part in PARTS:
         change = getattr(subject, part).probabilities - getattr(reference, part).probabilities
-        if len(change):
-            answer |= mean(np.abs(change).sum(axis=1), f"distance_answers_l1_{part}")
-            answer |= mean(np.linalg.norm(change, axis=1), f"distance_answers_l2_{part}")
+        for order in (1, 2):
+            name = f"distance_answers_l{order}_{part}"
+            few = {name: f"needs at least 2 images, and there are {len(change)}"}
+            answer |= mean(np.linalg.norm(change, order, axis=1), name) if len(change) > 1 else few
     class_count = subject.test.logits.shape[1]
     try:
         heads = [head_of("distance", model, subject.images("forget"), class_count) for model in (ours, its)]
