@@ -294,7 +294,7 @@ PROBLEMS = {
     "class_wise": ["scenario=class_wise"],
     "confusion": ["scenario=confusion"],
 }
-COUNTS = {"references", "models"}  # of the models that an auditor asks the lab for
+FEW = {"references": 4, "models": 4, "limit": 50, "cap": 30, "exchanges": 19}  # of what audits ask many of
 
 
 @pytest.fixture(scope="session")
@@ -308,7 +308,7 @@ def auditing(
 
     def opened(problem: str, name: str) -> Callable[[], Lab]:
         chosen = sorted({owner[metric] for metric in modules[name].keywords.get("metrics", [])} | {name})
-        few = [f"auditor.{each}.{key}=4" for each in chosen for key in sorted(COUNTS & modules[each].keywords.keys())]
+        few = [f"auditor.{each}.{key}={FEW[key]}" for each in chosen for key in modules[each].keywords if key in FEW]
         words = [*PROBLEMS[problem], "method=random_label", "method.epochs=1", f"auditor=[{','.join(chosen)}]", *few]
         words.append(f"objective={companion(modules[name], 'METRICS')[0].name}")
         return lambda: Lab(composing(store, words).settings)

@@ -58,13 +58,13 @@ def build(settings: Mapping[str, Any], group: str) -> functools.partial[Any]:
     Objects are given to the partial later and never to Hydra, which would turn them into configs (hydra#2591).
     """
     target: functools.partial[Any] = instantiate(settings, _partial_=True, _convert_="all")
-    _check_names(target, group)
+    _check_names(target, settings, group)
     hints = typing.get_type_hints(inspect.unwrap(target.func), include_extras=True)
     keywords = {name: check(hints.get(name, Any), f"{group}.{name}", value) for name, value in target.keywords.items()}
     return functools.partial(target.func, **keywords)
 
 
-def _check_names(target: functools.partial[Any], group: str) -> None:
+def _check_names(target: functools.partial[Any], settings: Mapping[str, Any], group: str) -> None:
     """Every setting is one that the callable knows, and none is left out, by `~group.name` say."""
     known = keyword_only(target.func)
     for name, value in target.keywords.items():
@@ -72,7 +72,7 @@ def _check_names(target: functools.partial[Any], group: str) -> None:
             allowed = f"is no setting of {target.func.__name__}, which has {', '.join(known) or 'none'}"
             raise SettingError(f"{group}.{name}", value, allowed)
     for name in known:
-        if name not in target.keywords and target.func.__kwdefaults__ is None:
+        if name not in settings and not target.func.__kwdefaults__:
             raise SettingError(f"{group}.{name}", "nothing", f"must be given: {target.func.__name__} has no default")
 
 
