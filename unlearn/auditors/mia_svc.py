@@ -28,6 +28,7 @@ from unlearn.settings import Count, Positive
 from unlearn.signals import Signals
 from unlearn.statistics import proportion
 from unlearn.subject import Laboratory, Subject
+from unlearn.thinning import evenly
 
 FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "probabilities")
 SOURCE = "Jia et al., NeurIPS 2023, arXiv:2304.04934"
@@ -57,7 +58,7 @@ def mia_svc(
     if count == 0:  # the test set has no image of a class that remains
         return {}
     members = subject.retain[np.arange(count)]
-    members, others = (_thinned(side, limit) for side in (members, others))
+    members, others = (side[evenly(len(side), limit)] for side in (members, others))
     member = np.repeat([1, 0], [len(members), len(others)])
     measured: dict[str, float] = {}
     for feature in FEATURES:
@@ -66,10 +67,6 @@ def mia_svc(
         called_non_member = attack.predict(_feature(subject.forget, feature, compat)) == 0
         measured |= proportion(called_non_member, f"mia_svc_{feature}")
     return measured
-
-
-def _thinned(signals: Signals, limit: int) -> Signals:
-    return signals[np.linspace(0, len(signals) - 1, min(limit, len(signals))).round().astype(np.int64)]
 
 
 def _feature(signals: Signals, feature: str, compat: str | None) -> NDArray[np.float64]:

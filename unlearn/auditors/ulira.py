@@ -48,6 +48,7 @@ from unlearn.reference_signals import References, ReferenceSignals, clipped_marg
 from unlearn.settings import Count, NotNegative, SettingError
 from unlearn.statistics import LEVEL, auc, auc_components, proportion, tpr_at_fpr
 from unlearn.subject import Laboratory, Subject
+from unlearn.thinning import evenly
 
 Floats = NDArray[np.float64]
 Sides = tuple[Floats, Floats]
@@ -111,7 +112,7 @@ def ulira(
     answer |= proportion(vulnerable(right), "ulira_vulnerable_share")
     answer |= {"ulira_pvalue": float(pvalue), "ulira_passed": float(pvalue > 1 - LEVEL)}
     answer |= _kept("forget", scores, right)
-    retain = ours["retain"][_thinned(ours["retain"].values.shape[1], limit)]
+    retain = ours["retain"][evenly(ours["retain"].values.shape[1], limit)]
     others = left_out_scores((retain.inside.T, retain.outside.T), nu)
     return answer | pooled_auc(others, "ulira_retain_auc") | _kept("retain", others, _right(others))
 
@@ -203,10 +204,6 @@ def _area(scores: Sides) -> float:
 
 def _right(scores: Sides) -> Floats:
     return np.add(scores[0] > 0, scores[1] <= 0, dtype=np.float64)
-
-
-def _thinned(count: int, limit: int) -> NDArray[np.int64]:
-    return np.linspace(0, count - 1, min(limit, count)).round().astype(np.int64)
 
 
 def _kept(part: str, scores: Sides, right: Floats) -> dict[str, NDArray[np.float32]]:
