@@ -15,6 +15,9 @@ from unlearn.request import Recipe
 from unlearn.signals import Signals
 from unlearn.streams import Streams
 
+NO_HELD_OUT = "the test set has no image of the classes that are in the forget set"
+NO_OTHERS = "needs retained images, and test images of classes that remain"
+
 
 @dataclass(frozen=True)
 class Subject:

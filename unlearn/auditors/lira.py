@@ -43,7 +43,7 @@ from unlearn.metrics import Answer, Metric
 from unlearn.reference_signals import References, clipped_margin, stacked
 from unlearn.settings import SettingError
 from unlearn.statistics import best_threshold, proportion
-from unlearn.subject import Laboratory, Subject
+from unlearn.subject import NO_HELD_OUT, Laboratory, Subject
 
 Floats = NDArray[np.float64]
 Mode = Literal["online", "offline"]
@@ -92,6 +92,8 @@ def lira(
         generator = np.random.default_rng(lab.streams.seed("lira", "halves"))
         answer |= measured("lira", *pairs)
         answer |= balanced_accuracy(*pairs[0], generator, "lira_balanced_accuracy")
+    else:
+        answer |= {metric.name: NO_HELD_OUT for metric in METRICS}
     return answer
 
 

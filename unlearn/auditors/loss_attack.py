@@ -33,10 +33,10 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit, cross_validate
 
-from unlearn.metrics import Measured, Metric
+from unlearn.metrics import Answer, Measured, Metric
 from unlearn.settings import Count, Positive, Share
 from unlearn.statistics import auc, auc_difference, permutation_pvalue
-from unlearn.subject import Laboratory, Subject
+from unlearn.subject import NO_HELD_OUT, Laboratory, Subject
 
 CHALLENGE = "Triantafillou et al., arXiv:2406.09073"
 STACKELBERG = "Di et al., arXiv:2406.07687"
@@ -72,11 +72,11 @@ METRICS = (
 
 def loss_attack(
     subject: Subject, lab: Laboratory, *, folds: Count, test_share: Share, clip: Positive, permutations: Count
-) -> Measured:
+) -> Answer:
     """Attack accuracy, F1 and AUC, and the distances; a lower loss counts as a sign of membership."""
     forget, held_out = _losses(subject, clip)
-    if len(held_out) == 0:  # the test set has no image of the forgotten classes
-        return {}
+    if len(held_out) == 0:
+        return {metric.name: NO_HELD_OUT for metric in METRICS}
     reference = _losses(lab.reference(), clip)
     generator = np.random.default_rng(lab.streams.seed("loss_attack", "balance"))
     count = min(len(forget), len(held_out))

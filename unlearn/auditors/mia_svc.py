@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.svm import SVC
 
-from unlearn.metrics import Measured, Metric
+from unlearn.metrics import Answer, Metric
 from unlearn.settings import Count, Positive
 from unlearn.signals import Signals
 from unlearn.statistics import proportion
-from unlearn.subject import Laboratory, Subject
+from unlearn.subject import NO_OTHERS, Laboratory, Subject
 from unlearn.thinning import evenly
 
 FEATURES = ("correctness", "confidence", "entropy", "modified_entropy", "probabilities")
@@ -47,7 +47,7 @@ METRICS = tuple(
 
 def mia_svc(
     subject: Subject, lab: Laboratory, *, C: Positive, limit: Count, compat: Literal["released"] | None
-) -> Measured:
+) -> Answer:
     """Share of the forget set called non-member, for each feature.
 
     Members are the first retained images, as many as there are test images of classes that remain. With more than
@@ -55,12 +55,12 @@ def mia_svc(
     """
     others = subject.test[~np.isin(subject.test.labels, subject.forgotten_classes)]
     count = min(len(others), len(subject.retain))
-    if count == 0:  # the test set has no image of a class that remains
-        return {}
+    if count == 0:
+        return {metric.name: NO_OTHERS for metric in METRICS}
     members = subject.retain[np.arange(count)]
     members, others = (side[evenly(len(side), limit)] for side in (members, others))
     member = np.repeat([1, 0], [len(members), len(others)])
-    measured: dict[str, float] = {}
+    measured: dict[str, float | str] = {}
     for feature in FEATURES:
         known = np.concatenate([_feature(members, feature, compat), _feature(others, feature, compat)])
         attack = SVC(C=C, gamma="auto", kernel="rbf", random_state=0).fit(known, member)

@@ -50,7 +50,7 @@ from unlearn.reference_signals import References, ReferenceSignals, stacked
 from unlearn.settings import NotNegative, Positive, Probability, SettingError
 from unlearn.signals import Signals
 from unlearn.statistics import auc
-from unlearn.subject import Laboratory, Subject
+from unlearn.subject import NO_HELD_OUT, Laboratory, Subject
 
 Floats = NDArray[np.float64]
 Mode = Literal["online", "offline"]
@@ -115,6 +115,8 @@ def rmia(
     if held_out.any():
         pairs = [(its["forget"], its["test"][held_out]) for its in (ours, theirs)]
         answer |= measured("rmia", *pairs)
+    else:
+        answer |= {metric.name: NO_HELD_OUT for metric in METRICS[:-2]}
     if len(ours["retain"]):
         answer |= auc(ours["retain"], ours["forget"], "rmia_auc_forget_retain")
     if len(ours["retain"]) and remaining.any():
