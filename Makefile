@@ -19,6 +19,9 @@ run: .venv/run ## install if needed, then train, retrain, unlearn and audit on d
 test: .venv/dev ## install if needed, then run the tests
 	$(BIN)/python -m pytest -n 2
 
+faults: .venv/dev ## kill, damage and confuse runs in earnest: ten times what `make test` does
+	UNLEARN_FAULTS=300 $(BIN)/python -m pytest -n 2 tests/faults
+
 lint: .venv/dev ## check style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -37,4 +40,4 @@ bench: .venv/run ## measure speed against public alternatives
 clean: ## remove what tools leave behind; never the store
 	rm -rf .mypy_cache .ruff_cache .pytest_cache build dist
 
-.PHONY: help run test lint types tables pages bench clean
+.PHONY: help run test faults lint types tables pages bench clean
