@@ -80,6 +80,11 @@ def test_references_are_trained_on_complementary_halves_of_training_and_test_ima
         assert not reference.members["validation"].any()
         for part in (*PARTS, "validation"):
             assert len(reference.members[part]) == len(getattr(reference, part))
+    numbers = torch.cat([made_by.data.train_index, torch.arange(len(made_by.data.test)) + made_by._official_count()])
+    pool = made_by.data.train.joined(made_by.data.test)
+    for number, images in enumerate(seen):  # the numbers that the store keeps beside each model are its images'
+        kept = np.load(made_by._shadow(number).original().folder / "half.npy")
+        assert pictures(pool[torch.isin(numbers, torch.from_numpy(kept)).nonzero().flatten()]) == pictures(images)
     for one, other in ((0, 1), (2, 3)):
         for part in PARTS:
             assert (references[one].members[part] ^ references[other].members[part]).all()

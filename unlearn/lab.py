@@ -265,6 +265,8 @@ class Lab:
             cost = {"seconds": seconds, "sample_gradients": done.sample_gradients, "peak_memory_bytes": memory}
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
             save_file(weights, folder / "model.safetensors")
+            if self.half is not None:  # so that a reference model says itself what it has seen
+                np.save(folder / "half.npy", self.data.train_index.numpy())
             write_json(folder / "cost.json", cost)
             write_json(folder / "history.json", done.history)
 
