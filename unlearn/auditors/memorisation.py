@@ -26,6 +26,7 @@ Exact retraining: its accuracy falls from third to third, for these images are t
 memorised, and its AUC is 0.5 in each if the forget set was drawn at random, because held-out images of the same scores
 are then as hard. An independent retrain passes in about nineteen cases of twenty. The original knows the high third as
 well as the low one, and fails there wherever it memorised.
+
 Known failure modes: with few reference models, thirds are parted by noise. For forget sets that were not drawn at
 random, held-out images of the same scores may still be unlike, and only the difference to the retrained model counts.
 Of easily learned data so little is memorised that the thirds are alike.
