@@ -99,7 +99,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ValueError) and "Config group override" not in str(error):  # Hydra's, for method=1
+            raise
         print(f"error: {one_line(error, sys.argv[1:])}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
