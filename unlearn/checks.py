@@ -49,6 +49,7 @@ def check_groups(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings["wandb"], Mapping):
         raise SettingError("wandb", settings["wandb"], "cannot be set as a whole; set wandb.mode=disabled, say")
     check(str, "store", settings["store"])
+    check(str, "objective", settings["objective"])
 
 
 def check_metrics(lab: Lab) -> None:
