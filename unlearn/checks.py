@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -82,17 +83,19 @@ def check_method(lab: Lab) -> None:
         for part in sorted(needed(lab.method)):
             if len(getattr(request, part)) == 0:
                 raise SettingError("method", method, f"needs {part} images, and this configuration leaves none")
-    companion(lab.method, "check", nothing_to_check)(lab, **lab.method.keywords)
+    check_own(lab.method, lab)
 
 
 def check_auditors(lab: Lab) -> None:
-    """Every auditor's own conditions, which it declares as `check(lab, **settings)` beside it, hold."""
+    """Every auditor's own conditions hold."""
     for auditor in lab.auditors.values():
-        companion(auditor, "check", nothing_to_check)(lab, **auditor.keywords)
+        check_own(auditor, lab)
 
 
-def nothing_to_check(lab: Lab, **settings: Any) -> None:
-    """The condition of whatever declares none."""
+def check_own(built: partial[Any], lab: Lab) -> None:
+    """The conditions hold that a method or an auditor declares as `check(lab, **settings)` beside it, if it does."""
+    if own := companion(built, "check", None):
+        own(lab, **built.keywords)
 
 
 def check_model(lab: Lab) -> None:

@@ -50,12 +50,12 @@ from torch import Tensor, nn
 
 from unlearn.attacks import Adversarial, Norm
 from unlearn.batches import shuffled
-from unlearn.checks import nothing_to_check
+from unlearn.checks import check_own
 from unlearn.loop import cross_entropy, fit
 from unlearn.memorisation import PROXIES, of_images, read
 from unlearn.request import Of, Request, Searched, needed
 from unlearn.session import current
-from unlearn.settings import Count, NotNegative, SettingError, build, checked, companion
+from unlearn.settings import Count, NotNegative, SettingError, build, checked
 from unlearn.signals import Floats, Signals, logits
 from unlearn.streams import Streams
 
@@ -108,7 +108,7 @@ def check(lab: Any, *, stages: list[dict[str, Any]], scores: str | None, **_: An
         of_file(scores, lab.data.train_index[lab.forget])
     for number, stage in enumerate(stages):
         method = built(stage, number)
-        companion(method, "check", nothing_to_check)(lab, **method.keywords)
+        check_own(method, lab)
 
 
 def rum(
