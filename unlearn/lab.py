@@ -342,17 +342,20 @@ class Lab:
     def shadows(self, role: str, count: int) -> Iterator[Shadow]:
         """`count` reference models after a request, met as the model of `role` met it; see `subject.Laboratory`."""
         self._can_be_made_again(role)
-        halves = [self._shadow(number) for number in range(count)]
-        whole = (torch.arange(len(self.data.train)), torch.arange(len(self.data.test)) + self._official_count())
-        numbers = {"test": whole[1], "validation": torch.full((len(self.data.validation),), -1)}
+        test = torch.arange(len(self.data.test)) + self._official_count()
+        numbers = {"test": test, "validation": torch.full((len(self.data.validation),), -1)}
         numbers |= {
             "forget": self.data.train_index[self.forget],
             "retain": self.data.train_index[self._rest(self.forget)],
         }
-        makes = [partial(half.stored, role) for half in halves]
-        for half, models in zip(halves, self._together(makes), strict=True):
-            members = {part: torch.isin(its, half.data.train_index).numpy() for part, its in numbers.items()}
-            yield Shadow(**self._parts(models[-1]), members=members)
+
+        def make(number: int) -> tuple[Stored, Tensor]:
+            half = self._shadow(number)  # one at a time, because each has its images in memory
+            return half.stored(role)[-1], half.data.train_index
+
+        for stored, seen in self._together([partial(make, number) for number in range(count)]):
+            members = {part: torch.isin(its, seen).numpy() for part, its in numbers.items()}
+            yield Shadow(**self._parts(stored), members=members)
 
     def _shadow(self, number: int) -> "Lab":
         """This lab on one random half of its training and test images, with what lies in it of the forget set."""
