@@ -9,8 +9,9 @@ import sys
 import typing
 from pathlib import Path
 
+from unlearn.configuration import composed, jobs
 from unlearn.report import blocks, comparison
-from unlearn.report.rows import of_methods, where
+from unlearn.report.rows import of_jobs, of_methods, where
 from unlearn.report.table import COLUMNS, WRITERS, Format, read
 from unlearn.report.table import table as written
 from unlearn.report.writers import written_csv
@@ -24,7 +25,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--columns", "--metrics", metavar="METRIC,...", help=f"default: {','.join(COLUMNS)}")
     result.add_argument("--rows", metavar="METHOD,...", help="only the rows of these methods")
     result.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only rows that have it")
+    result.add_argument("--sweep", metavar="NAME", help="only the rows that `run.py sweep=NAME` makes")
     result.add_argument("--published", metavar="NAME/TABLE", help="set a paper's figures beside ours")
+    result.add_argument(
+        "--relative", action="store_true", help="with --published: distances to each one's own retrained"
+    )
     result.add_argument("--format", choices=typing.get_args(Format), default="markdown")
     result.add_argument("--abbreviations", action="store_true", help="head columns as papers do, with a legend")
     result.add_argument("--best", action="store_true", help="bold what is significantly better than the second best")
@@ -38,13 +43,19 @@ def table(words: list[str]) -> str:
     rows = read(options.files)
     for condition in options.where:
         rows = where(rows, condition)
+    if options.sweep is not None:
+        rows = of_jobs(rows, (composed(words)[0] for words in jobs([f"sweep={options.sweep}"])))
+        if not rows:
+            raise SettingError("--sweep", options.sweep, "has no row among these; `python run.py sweep=...` makes them")
+    if options.relative and not options.published:
+        raise SettingError("--relative", "true", "is for --published")
     if options.rows is not None:
         rows = of_methods(rows, options.rows.split(","))
     if options.best and (options.format == "csv" or options.published):
         raise SettingError("--best", "true", "is for tables of ours in Markdown, LaTeX or HTML")
     columns = None if options.columns is None else options.columns.split(",")
     if options.published:
-        found = comparison.compare(rows, options.published, columns)
+        found = comparison.compare(rows, options.published, columns, relative=options.relative)
         if options.format == "csv":
             return written_csv(comparison.HEAD, [line for its in found for line in comparison.raw(its)])
         tables = [comparison.tabled(its, options.abbreviations) for its in found]

@@ -153,3 +153,34 @@ def test_what_cannot_be_compared_is_refused(document: dict[str, Any], address: s
         compare([document], address)
     assert str(raised.value).partition(": ")[2].startswith(told)
     assert "\n" not in str(raised.value)
+
+
+def test_relative_figures_are_distances_to_each_sides_own_retrained_model() -> None:
+    rows = [ours(seed=seed, forget=0.94 + seed / 100) for seed in range(3)]
+    (its,) = compare(rows, "amun/table10", relative=True)
+    assert {cell.line for cell in its.cells} == {"amun"}  # the reference's distance is nought by definition
+    cell = next(cell for cell in its.cells if cell.metric.name == "forget_accuracy")
+    assert cell.ours.mean == pytest.approx(0.95 - 0.945)
+    assert cell.ours.n == 3
+    theirs = ((0.9545, 0.0019), (0.9449, 0.0020))  # AMUN and Retrain in table 10
+    assert cell.theirs.value == pytest.approx(theirs[0][0] - theirs[1][0])
+    assert cell.theirs.deviation == pytest.approx((theirs[0][1] ** 2 + theirs[1][1] ** 2) ** 0.5)
+    shown = tabled(its)
+    assert "every figure is the distance to its own retrained model" in shown.notes
+    assert ["amun", "Accuracy on the forget set (%)", "+0.50 ± 2.48", "3", "+0.96 ± 0.28", "-0.46", ""] in [
+        [cell.text for cell in line] for line in shown.lines
+    ]
+
+
+def test_a_table_without_a_retrained_model_has_no_distances() -> None:
+    with pytest.raises(SettingError, match="--relative=munba/table1/random10: has no retrained model"):
+        compare([ours("munba")], "munba/table1/random10", relative=True)
+
+
+def test_the_order_of_methods_is_compared_from_four_methods_on() -> None:
+    methods = {"amun": 0.91, "finetune": 0.92, "random_label": 0.93, "gradient_ascent": 0.95, "boundary_shrink": 0.94}
+    rows = [ours(method, forget=forget) for method, forget in methods.items()]
+    # Table 10 at 10 %: 95.45, 95.16, 99.22, 98.94, 99.14: ranks 2, 1, 5, 3, 4 beside ours 1, 2, 3, 5, 4
+    said = one(rows, "amun/table10", ["forget_accuracy"]).orders
+    assert said == ["Accuracy on the forget set: the order of 5 methods correlates at +0.50 (Spearman)"]
+    assert one(rows[:3], "amun/table10", ["forget_accuracy"]).orders == []

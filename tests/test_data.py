@@ -659,3 +659,26 @@ def test_augmentation_is_decided_by_its_generator_alone() -> None:
     assert not augment.augment(pixels, ["crop", "flip"], torch.Generator().manual_seed(6)).equal(first)
     assert augment.augment(pixels, [], torch.Generator()) is pixels
     assert pixels.equal(torch.from_numpy(small(count=64)["train_images"]))
+
+
+def test_cifar10_small_is_a_share_of_every_part_and_class_and_always_the_same(tmp_path: Path) -> None:
+    disk.write(tmp_path / "cifar10", small(count=180))
+    whole = read("cifar10", tmp_path, sha256={})
+    data = read("cifar10_small", tmp_path, sha256={}, share=0.5)
+    for part in ("train", "validation", "test"):
+        kept, every = getattr(data, part), getattr(whole, part)
+        assert torch.equal(kept.labels.bincount(), every.labels.bincount() // 2)
+    places = torch.searchsorted(whole.train_index, data.train_index)
+    assert torch.equal(whole.train_index[places], data.train_index)
+    assert torch.equal(whole.train.pixels[places], data.train.pixels)
+    again = read("cifar10_small", tmp_path, sha256={}, share=0.5)
+    assert torch.equal(again.train_index, data.train_index)
+    assert again.content == data.content
+    contents = {data.content, whole.content, read("cifar10_small", tmp_path, sha256={}, share=0.25).content}
+    assert len(contents) == 3
+
+
+def test_cifar10_small_keeps_no_part_empty(tmp_path: Path) -> None:
+    disk.write(tmp_path / "cifar10", small())
+    with pytest.raises(SettingError, match=r"dataset\.share=0\.001: leaves no image of the train part"):
+        read("cifar10_small", tmp_path, sha256={}, share=0.001)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
@@ -12,6 +13,7 @@ from laws import ROOT
 from omegaconf import OmegaConf, open_dict
 
 from unlearn.lab import GROUPS
+from unlearn.report.published import PUBLISHED, find, paper
 from unlearn.settings import build
 
 PLAIN = ("seed", "split", "layers", "scenario.fraction")  # nothing else is composed by these: one value will do
@@ -79,3 +81,65 @@ def values(key: str, value: object) -> list[str]:
     if not override.is_sweep_override():
         return [f"{key}={value}"]
     return [f"{key}={element}" for element in override.sweep_string_iterator()]
+
+
+# Tables of results/published without a sweep, and why
+NOT_RUN = {
+    "amun/table4": "Tiny ImageNet with VGG-19",
+    "amun/table5": "Tiny ImageNet with VGG-19",
+    "amun/table7": "models trained by TRADES",
+    "amun/table8": "adversarial examples of other models",
+    "amun/table9": "adversarial examples of a weak attack",
+    "amun/worst_case": "no unlearning",
+    "cola/times": "times on an unknown GPU; sweep=salun_random10 has the methods",
+    "munba/clip_pets": "no classifier of images alone",
+    "munba/diffusion_imagenette": "no classifier",
+    "munba/diffusion_nudity": "no classifier",
+    "munba/replication_muksb": "a third party's run",
+    "munba/replication_cifar100": "a third party's run",
+    "munba/replication_subclass": "a third party's run",
+    "munba/replication_noisy_labels": "a third party's run",
+    "salun/times": "times on an unknown GPU; sweep=salun_random10 has the methods",
+    "salun/issue7": "one user's run",
+    "sg_unlearn/logs_2023_cifar100": "another method under the same name",
+}
+ABSENT = {"amun/table2": {"random_label", "salun"}, "amun/table11": {"random_label", "salun"}}  # their own variants
+OWN = {"sg_unlearn": {"sg_unlearn"}}  # the paper's method, whose row in it has not been read
+TABLES = [
+    f"{file.stem}/{name}"
+    for file in sorted(PUBLISHED.glob("*.yaml"))
+    for name in yaml.safe_load(file.read_text())["tables"]
+]
+
+
+def test_every_published_table_has_a_sweep_or_a_reason() -> None:
+    swept = {table for table in TABLES if table.replace("/", "_") in names("sweep")}
+    assert swept | NOT_RUN.keys() == set(TABLES)
+    assert not swept & NOT_RUN.keys()
+    text = (ROOT / "docs" / "tables.md").read_text()
+    for table in TABLES:
+        assert f"`{table}`" in text
+
+
+@pytest.mark.parametrize("table", sorted(set(TABLES) - NOT_RUN.keys()))
+def test_a_tables_sweep_is_in_its_setting_and_has_its_methods(table: str) -> None:
+    sweep, name = table.replace("/", "_"), table.split("/")[0]
+    settings = composed(f"sweep={sweep}")
+    parts = [part for part in find(table) if part.dataset == "cifar10" or name == "sg_unlearn"]
+    theirs = {method for part in parts for method in part.rows if paper(name).methods[method].ours}
+    if name == "munba":  # its other rows have not been read; they are named in `unread`
+        theirs |= {"finetune", "gradient_ascent", "influence", "boundary_expand", "boundary_shrink", "l1_sparse"}
+    wanted = theirs - ABSENT.get(table, set()) | {"none", "retrain"} | OWN.get(name, set())
+    swept = settings["swept"]["method"].split(",")
+    assert set(swept) == wanted
+    assert swept[:2] == ["none", "retrain"]
+    small = composed(f"sweep={sweep}_small")
+    assert small["swept"]["method"] == settings["swept"]["method"]
+    for part in parts:
+        made = {group: settings[group]["_target_"].rpartition(".")[2] for group in ("dataset", "model", "scenario")}
+        assert made == {"dataset": part.dataset, "model": part.model, "scenario": part.scenario}
+        fractions = settings["swept"].get("scenario.fraction", str(settings["scenario"]["fraction"]))
+        assert str(part.fraction) in fractions.split(",")
+        for path, value in part.recipe.items():
+            group, setting = path.split(".")
+            assert settings[group][setting] == value or path in {"dataset.validation", "train.batch_size"}, path

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from scipy.stats import t
 
-from scripts.table import main, updated
+from scripts.table import main, table, updated
+from unlearn.configuration import composed, jobs
+from unlearn.report.rows import of_jobs
 from unlearn.report.table import markdown, read
 from unlearn.settings import SettingError
 
@@ -271,3 +273,27 @@ def test_a_row_whose_method_diverged_keeps_its_place_and_says_why() -> None:
 
 def test_rows_without_remarks_have_no_line_below_their_table() -> None:
     assert markdown([row(), row("none", remarks={})], COLUMNS).splitlines()[-1].startswith("| finetune |")
+
+
+def of_sweep(seed: int, *words: str) -> dict[str, Any]:
+    """A row of a job of `sweep=digits_audits`, or with these words of another."""
+    document = row("sg_unlearn", seed, split=0)
+    config, _ = composed(["sweep=digits_audits", "method=finetune", f"seed={seed}", *words])
+    return document | {"config": config, "method": "finetune", "id": f"{seed}{words}", "split": config["split"]}
+
+
+def test_the_rows_of_a_sweep_are_those_that_its_jobs_make(tmp_path: Path) -> None:
+    files = written(tmp_path, [of_sweep(0), of_sweep(1), of_sweep(2, "train.epochs=3"), of_sweep(7), row("none", 0)])
+    found = of_jobs(read([files]), (composed(words)[0] for words in jobs(["sweep=digits_audits"])))
+    assert sorted(its["seed"] for its in found) == [0, 1]
+    assert "| finetune | 0.500" in table([str(files), "--sweep", "digits_audits"])
+
+
+def test_a_sweep_without_a_row_and_one_that_there_is_not(tmp_path: Path) -> None:
+    files = str(written(tmp_path, [row("none", 0)]))
+    with pytest.raises(SettingError, match="--sweep=digits_audits: has no row among these"):
+        table([files, "--sweep", "digits_audits"])
+    with pytest.raises(SettingError, match="nosuch"):
+        table([files, "--sweep", "nosuch"])
+    with pytest.raises(SettingError, match="--relative=true: is for --published"):
+        table([files, "--relative"])

@@ -1,11 +1,15 @@
 """A configuration from the words of a command line, for whoever is not `run.py`, which Hydra itself composes."""
 
+import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -26,3 +30,33 @@ def composed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError("words", shlex.join(words), " ".join(str(error).split())) from error
     return settings, dict(job.runtime.choices)
+
+
+def jobs(words: Sequence[str]) -> list[list[str]]:
+    """The words of each job of a sweep, as Hydra's sweeper makes them. Raises a `SettingError`."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            parse = OverridesParser.create(config_loader=loader)
+            given = parse.parse_overrides(list(words))
+            single = [each.input_line for each in given if each.input_line and not each.is_sweep_override()]
+            first = [next(values(each)) if each.is_sweep_override() else each.input_line for each in given]
+            config = compose("config", overrides=[word for word in first if word], return_hydra_config=True)
+            params: Any = OmegaConf.to_container(config.hydra.sweeper.params or OmegaConf.create(), resolve=False)
+            own = parse.parse_overrides([f"{key}={value}" for key, value in (params or {}).items()])
+            named = {each.key_or_group for each in given}
+            swept = [each for each in given if each.is_sweep_override()]
+            swept += [each for each in own if each.key_or_group not in named]
+            products = itertools.product(*(list(values(each)) for each in swept))
+            return [[*single, *chosen] for chosen in products]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError("words", shlex.join(words), " ".join(str(error).split())) from error
+
+
+def values(override: Override) -> Iterator[str]:
+    """`key=value` for each value of a word, swept over or not."""
+    if not override.is_sweep_override():
+        yield override.input_line or ""
+        return
+    for value in override.sweep_string_iterator():
+        yield f"{override.get_key_element()}={value}"

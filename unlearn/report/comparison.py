@@ -1,16 +1,23 @@
-"""Our rows beside a paper's figures: the difference of each cell, whether either interval holds the other's mean, and
-in what the two set-ups differ.
+"""Our rows beside a paper's figures: the difference of each cell, whether either interval holds the other's mean, how
+far the two agree on the order of the methods, and in what the set-ups differ.
+
+Where the set-ups differ in data or model, no figure of one can be that of the other. What still compares is how far a
+method lies from its own retrained model: `relative` sets these distances side by side.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from scipy.stats import spearmanr
 
 from unlearn.metrics import Metric
 from unlearn.report.abbreviations import heading, legend
 from unlearn.report.cells import Summary, summarise
 from unlearn.report.published import PUBLISHED, Cell, Column, Part, find, gaps, in_our_units, paper, reference
-from unlearn.report.rows import HEADS, Lines, Row, chosen, declared, settings
+from unlearn.report.rows import HEADS, Line, Lines, Row, chosen, declared, settings
 from unlearn.report.writers import Cell as Shown
 from unlearn.report.writers import Table
 from unlearn.settings import SettingError
@@ -45,6 +52,22 @@ class Comparison(NamedTuple):
     part: Part
     cells: Sequence[Compared]
     notes: Sequence[str]
+    relative: bool = False
+
+    @property
+    def orders(self) -> list[str]:
+        """By metric, how far the methods' order is the same: Spearman's rank correlation, of four or more methods."""
+        pairs: dict[Metric, list[tuple[float, float]]] = defaultdict(list)
+        for cell in self.cells:
+            if cell.line not in HEADS.values():
+                pairs[cell.metric].append((cell.ours.mean, cell.theirs.value))
+        said = []
+        for metric, both in pairs.items():
+            ours, theirs = zip(*both, strict=True)
+            if len(both) >= 4 and len(set(ours)) > 1 and len(set(theirs)) > 1:
+                found = spearmanr(ours, theirs).statistic
+                said.append(f"{metric.title}: the order of {len(both)} methods correlates at {found:+.2f} (Spearman)")
+        return said
 
     @property
     def counted(self) -> str:
@@ -56,16 +79,22 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    rows: Sequence[Row], address: str, columns: Sequence[str] | None = None, folder: Path = PUBLISHED
+    rows: Sequence[Row],
+    address: str,
+    columns: Sequence[str] | None = None,
+    folder: Path = PUBLISHED,
+    *,
+    relative: bool = False,
 ) -> list[Comparison]:
     """Each setting of ours beside the part of the table that forgets the same share, or that the address names.
 
-    `columns` limits the metrics. Their original and retrained models stand beside ours. Raises `SettingError` for a
-    table that does not exist, for a setting that fits no part of it, and where not a single cell can be compared.
+    `columns` limits the metrics; `relative` compares distances to each side's own retrained model. Their original and
+    retrained models stand beside ours. Raises `SettingError` for a table that does not exist, for a setting that fits
+    no part of it, and where not a single cell can be compared.
     """
     parts = find(address, folder)
     wanted = [metric.name for metric in chosen(columns)] if columns is not None else None
-    return [_compared(lines, _fitting(lines, parts, address), wanted, folder) for lines in settings(rows)]
+    return [_compared(lines, _fitting(lines, parts, address), wanted, folder, relative) for lines in settings(rows)]
 
 
 def _fitting(lines: Lines, parts: Sequence[Part], address: str) -> Part:
@@ -82,15 +111,21 @@ def _fraction(lines: Lines) -> float | None:
     return fraction
 
 
-def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Path) -> Comparison:
+def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Path, relative: bool) -> Comparison:
     left_out: dict[str, None] = {}
     cells = []
+    retrained = next(line for line in lines.lines if line.name == HEADS["retrained"])
+    its_reference = reference(part, folder)
+    if relative and not its_reference:
+        raise SettingError("--relative", part.address, "has no retrained model: there is nothing to take distances to")
     for line in lines.lines:
         their_name = next((name for name, head in ROLES.items() if head == line.name), None)
         if line.method in ROLES:  # contestants, which papers do not have
             continue
         method = their_name or line.method or ""
-        theirs = reference(part, folder) if method == "retrain" else part.rows.get(method, {})
+        if relative and method == "retrain":
+            continue
+        theirs = its_reference if method == "retrain" else part.rows.get(method, {})
         for name, column in part.columns.items():
             if name not in theirs or column.metric is None or (wanted is not None and column.metric not in wanted):
                 continue
@@ -98,6 +133,11 @@ def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Pa
                 continue
             ours = summarise(line.values(column.metric), declared()[column.metric])
             its: Cell | str = in_our_units(theirs[name], column)
+            if relative:
+                if column.gap or name not in its_reference:
+                    continue
+                ours = summarise(_distances(line, retrained, column.metric), declared()[column.metric])
+                its = _apart(in_our_units(theirs[name], column), in_our_units(its_reference[name], column))
             if column.gap:
                 its = _gap(part, method, name, column, lines, folder)
             if isinstance(its, str):
@@ -107,7 +147,20 @@ def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Pa
     if not cells:
         there = ", ".join(name for name in part.rows if paper(part.paper, folder).methods[name].ours)
         raise SettingError("--published", part.address, f"has no cell that our rows have, too; its methods are {there}")
-    return Comparison(lines, part, cells, [*left_out, *differences(lines, part, cells, folder)])
+    return Comparison(lines, part, cells, [*left_out, *differences(lines, part, cells, folder)], relative)
+
+
+def _distances(line: Line, retrained: Line, metric: str) -> list[float | None]:
+    """In each run, the line's value minus the retrained model's."""
+    both = [(its.get(metric), retrained.runs[run].get(metric)) for run, its in line.runs.items()]
+    return [None if one is None or other is None else one - other for one, other in both]
+
+
+def _apart(one: Cell, other: Cell) -> Cell:
+    """A difference of two figures; behind its ± is what it would be if the two were independent."""
+    spreads = (one.deviation, other.deviation)
+    deviation = None if None in spreads else math.hypot(*(each for each in spreads if each is not None))
+    return Cell(value=one.value - other.value, deviation=deviation, provenance=one.provenance)
 
 
 def _says_nothing(method: str, metric: Metric) -> bool:
@@ -186,7 +239,7 @@ def _scale(metric: Metric) -> tuple[float, str]:
 
 def tabled(comparison: Comparison, abbreviations: bool = False) -> Table:
     """A comparison as a table: a line a cell, fractions in percent as papers print them."""
-    lines = []
+    lines, sign = [], "+" if comparison.relative else ""
     for cell in comparison.cells:
         factor, digits = _scale(cell.metric)
         half = "" if cell.ours.half is None else f" ± {cell.ours.half * factor:{digits}}"
@@ -195,9 +248,9 @@ def tabled(comparison: Comparison, abbreviations: bool = False) -> Table:
         texts = [
             cell.line,
             f"{heading(cell.metric, abbreviations)}{percent}",
-            f"{cell.ours.mean * factor:{digits}}{half}",
+            f"{cell.ours.mean * factor:{sign}{digits}}{half}",
             str(cell.ours.n),
-            f"{cell.theirs.value * factor:{digits}}{deviation}",
+            f"{cell.theirs.value * factor:{sign}{digits}}{deviation}",
             f"{cell.difference * factor:+{digits}}",
             {True: "", False: "outside both", None: "not judged"}[cell.matches],
         ]
@@ -212,7 +265,9 @@ def tabled(comparison: Comparison, abbreviations: bool = False) -> Table:
         left=2,
         lines=lines,
         notes=[
+            *(["every figure is the distance to its own retrained model"] if comparison.relative else []),
             comparison.counted,
+            *comparison.orders,
             f"theirs: {PROVENANCE[part.provenance]}{spread}",
             *comparison.notes,
             *comparison.lines.notes,

@@ -21,6 +21,7 @@ CONTESTANTS = ("none", "retrain")  # they head every table
 SETTING = ("dataset", "model", "train", "scenario")
 HEADS = {"original": "original", "retrained": "retrained (reference)"}  # role -> its line
 NEEDED = ("id", *SETTING, "method", "seed", "split", "requests", "precision", "forget", "config", "metrics", "models")
+ELSEWHERE = ("root", "path")  # where a data set lies, which is no part of what it is
 OF_THE_STORE = ("recipe.json", "done.json")  # which lie beside the rows of a store
 FILTERS = (*SETTING, "method", "seed", "split", "requests", "precision", "layers")
 
@@ -104,6 +105,20 @@ def of_methods(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
     return [row for row in rows if row["method"] in methods]
 
 
+def of_jobs(rows: Sequence[Row], jobs: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """The rows that jobs with these settings make: the same data, models, methods, audits and draws, wherever kept."""
+    wanted = [_identity(settings) for settings in jobs]
+    return [row for row in rows if _identity(row["config"]) in wanted]
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    its: dict[str, Any] = {
+        key: config.get(key) for key in (*SETTING, "method", "auditor", "seed", "split", "requests", "layers")
+    }
+    dataset = {key: value for key, value in its["dataset"].items() if key not in ELSEWHERE}
+    return its | {"dataset": dataset}
+
+
 def where(rows: Sequence[Row], condition: str) -> list[Row]:
     """The rows for which `key=value` holds: of a row's names and numbers, or of its configuration (`train.epochs=10`).
 
@@ -173,7 +188,7 @@ def settings(rows: Sequence[Row]) -> list[Lines]:
 def setting(row: Row) -> str:
     """What two rows must share to stand in one table: names and settings, not where files lie, nor the draws."""
     config = {group: dict(row["config"][group]) for group in SETTING}
-    for key in ("root", "path"):
+    for key in ELSEWHERE:
         config["dataset"].pop(key, None)
     return json.dumps([[row[group] for group in SETTING], config, row["requests"], row["precision"]], sort_keys=True)
 
