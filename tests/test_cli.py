@@ -195,7 +195,7 @@ def test_config_of_the_row_is_resolved(row: dict[str, Any], command: Commands) -
 
 def test_a_row_does_not_say_where_things_lie_on_this_machine(row: dict[str, Any], command: Commands) -> None:
     assert str(command.folder) not in json.dumps(row)
-    assert row["config"].keys() & {"store", "wandb", "debug"} == set()
+    assert row["config"].keys() & {"store", "checkpoint_seconds", "wandb", "debug"} == set()
 
 
 def test_metrics_and_cost_stand_for_all_three_models(row: dict[str, Any]) -> None:

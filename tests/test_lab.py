@@ -13,13 +13,11 @@ import pytest
 import torch
 from laws import changed, content_of, state_of
 
-from unlearn import lab as labs
 from unlearn.data.images import PARTS, Images
 from unlearn.lab import ROLES, Lab, total_cost
 from unlearn.methods import random_label
 from unlearn.request import Request
 from unlearn.row import row
-from unlearn.session import session
 from unlearn.settings import SettingError
 from unlearn.store import Stored, key_of
 
@@ -180,6 +178,7 @@ def test_original_reference_and_contestant_start_from_weights_of_their_own(bench
     [
         (["device=auto"], {"originals", "retrained", "unlearned"}),
         (["debug=true"], {"originals", "retrained", "unlearned"}),
+        (["checkpoint_seconds=0"], {"originals", "retrained", "unlearned"}),
         (["objective=forget_accuracy"], {"originals", "retrained", "unlearned"}),
         (["deterministic=false"], {"originals", "retrained", "unlearned"}),
         (["method.lr=0.02"], {"originals", "retrained"}),
@@ -293,11 +292,10 @@ def test_a_damaged_model_is_made_again_and_the_row_is_the_same(
 
 
 def test_an_interrupted_training_continues_to_the_same_bits(
-    bench: Bench, compose: Callable[[list[str]], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, compose: Callable[[list[str]], Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(labs, "session", functools.partial(session, checkpoint_seconds=0.0))
-    words = ["train.epochs=4", "method=random_label", "method.epochs=3"]
-    plain = bench.lab(*words, f"store={tmp_path / 'undisturbed'}")
+    words = ["train.epochs=4", "method=random_label", "method.epochs=3", "checkpoint_seconds=0"]
+    plain = bench.lab(*words, f"store={tmp_path / 'undisturbed'}", "checkpoint_seconds=60")
     epochs: list[int] = []
 
     def dying(label: str, line: dict[str, Any], total: int) -> None:

@@ -38,7 +38,7 @@ from unlearn.models.normalise import Normalise
 from unlearn.replay import replay
 from unlearn.request import Of, Recipe, Request, Searched, needed
 from unlearn.session import apart, current, peak_memory_bytes, reset_peak_memory, session
-from unlearn.settings import Count, Index, SettingError, build, check, checked, companion
+from unlearn.settings import Count, Index, NotNegative, SettingError, build, check, checked, companion
 from unlearn.signals import Signals, logits
 from unlearn.store import BusyError, Store, Stored, with_content, without_waiting, write_json
 from unlearn.streams import Streams
@@ -63,6 +63,7 @@ class Lab:
         self.precision = choose_precision(settings["precision"], self.device)
         self.layers = check(str | list[str], "layers", settings["layers"])
         use_deterministic_algorithms(check(bool, "deterministic", settings["deterministic"]))
+        self.checkpoint_seconds = check(NotNegative, "checkpoint_seconds", settings["checkpoint_seconds"])
         check(Literal["offline", "online", "disabled"], "wandb.mode", settings["wandb"]["mode"])
         built = {group: build(settings[group], group) for group in GROUPS}
         self.auditors = {name: build(its, f"auditor.{name}") for name, its in settings.get("auditor", {}).items()}
@@ -257,8 +258,8 @@ class Lab:
             with Streams("warm-up").seeded("model"):
                 warm_up(self.build_model(), self.data.train, self.precision)
             reset_peak_memory(self.device)
-            settings = {"precision": self.precision, "checkpoint": folder / "checkpoints", "show": self.show}
-            with session(label=label, **settings) as done:
+            unfinished = {"checkpoint": folder / "checkpoints", "checkpoint_seconds": self.checkpoint_seconds}
+            with session(label=label, precision=self.precision, show=self.show, **unfinished) as done:
                 model = run(start)
                 seconds = done.seconds(self.device)
             memory = peak_memory_bytes(self.device)

@@ -18,7 +18,8 @@ from unlearn.store import key_of, write_json
 
 SCHEMA = 1
 GROUPS = ("dataset", "model", "train", "scenario", "method")
-ELSEWHERE = ("store=", "wandb.", "debug=", "dataset.root=", "hydra.")  # words that `portable` leaves out, too
+ELSEWHERE = ("store=", "wandb.", "debug=", "checkpoint_seconds=", "cluster=", "dataset.root=", "hydra.")
+"""Words of where things lie, what is shown and how often unfinished work is kept; `portable` leaves them out, too."""
 PACKAGES = ("unlearn", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "hydra-core")
 
 
@@ -67,7 +68,7 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
 
 def reason(error: BaseException) -> str:
     """An error in one line."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | SystemExit):  # submitit leaves by the latter, to be queued again
         return "interrupted"
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -101,7 +102,7 @@ def sound(lab: Lab) -> tuple[tuple[str, ...], dict[str, str]]:
 
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings without those that only say where things lie on this machine and what is shown of them."""
-    kept = {key: value for key, value in settings.items() if key not in ("store", "wandb", "debug")}
+    kept = {key: value for key, value in settings.items() if not {f"{key}=", f"{key}."} & {*ELSEWHERE}}
     return kept | {"dataset": {key: value for key, value in settings["dataset"].items() if key != "root"}}
 
 

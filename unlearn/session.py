@@ -30,7 +30,7 @@ class Session:
     precision: str = "fp32"
     label: str = ""
     checkpoint: Path | None = None
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 0.0
     show: Callable[[str, dict[str, Any], int], None] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     sample_gradients: int = 0

@@ -24,6 +24,7 @@ TOP = {"seed": (-1, "x", 1.5, "[1]"), "split": (-3, "none", "{a:1}"), "requests"
 TOP |= {"device": ("cud", 3, "[cpu]"), "precision": ("fp64", 32), "layers": ("middle", 7, "[nothing.here]")}
 TOP |= {"deterministic": ("maybe", 3), "objective": ("accuracy", 1, "[a]"), "store": ("/proc/nowhere", "[1]", "{a:1}")}
 TOP |= {"wandb.mode": ("on", 1), "wandb": ("false", 3), "auditor": ("[]", "[accuracy", "everything", "[accuracy,no]")}
+TOP |= {"checkpoint_seconds": (-1, "x")}
 BROKEN = ("=", "=1", "seed", "method==finetune", "train.lr=[", "scenario={", "seed=1,2", "a b=c", "~seed")
 
 
