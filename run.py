@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -49,6 +50,10 @@ def main(cfg: DictConfig) -> float | None:
         if job.mode is RunMode.MULTIRUN:  # the other jobs go on, and Hydra reports the failure at the end
             raise CompactHydraException(str(error)) from None
         sys.exit(2)
+    except Exception:
+        if job.mode is RunMode.MULTIRUN:  # another process is handed the error, but not where it came from
+            traceback.print_exc()
+        raise
     finally:
         progress.close()
     track.mirror(document, lab, job.runtime.choices)
@@ -103,6 +108,12 @@ if __name__ == "__main__":
         if isinstance(error, ValueError) and "Config group override" not in str(error):  # Hydra's, for method=1
             raise
         print(f"error: {one_line(error, sys.argv[1:])}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if "cluster=slurm" not in sys.argv:
+            raise
+        # No Slurm here, a partition that there is not, a job that was killed; what a job itself says is in its own file
+        print(f"error: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

@@ -49,7 +49,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=5
+KillWait=2
 ReturnToService=2
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=8000
@@ -70,7 +70,7 @@ def free_port() -> int:
         return int(opened.getsockname()[1])
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(what: str, condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until a condition holds; an AssertionError says what did not come true."""
     end = time.monotonic() + seconds
     while not condition():
