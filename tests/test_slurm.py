@@ -122,6 +122,10 @@ def test_a_job_that_is_stopped_continues_and_one_that_fails_says_why(cluster: Cl
         files = cluster.folder.glob("stopped/unlearned/*.partial/checkpoints/fit1.pt")
         return next((int(torch.load(file, weights_only=True)["epoch"]) for file in files), 0)
 
+    def reasons() -> set[str]:
+        files = (cluster.folder / "stopped").glob("rows/*.failed")
+        return {json.loads(file.read_text())["reason"] for file in files}
+
     disturbances = (
         # What Slurm sends when a job's time is almost up; submitit then has the job queued again
         ("scancel", "--signal=USR2"),
@@ -142,6 +146,7 @@ def test_a_job_that_is_stopped_continues_and_one_that_fails_says_why(cluster: Cl
             wait_for("a place in the queue", lambda: cluster.job(job)["JobState"] == "PENDING", PATIENCE)
             assert cluster.job(job)["Restarts"] == str(count)
             before, told = kept(), len(epochs())
+            assert "interrupted" in reasons()
             # Slurm leaves two minutes between a job's end and its next start
             cluster.slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
             wait_for("another epoch", lambda: epochs()[told:], PATIENCE)  # noqa: B023

@@ -22,8 +22,10 @@ CHOSEN = ("dataset", "model", "train", "scenario", "method", "auditor")
 
 
 WANDB = ("mode", "project", "dir")
-TOP = ("seed", "split", "requests", "layers", "device", "precision", "deterministic", "store", "checkpoint_seconds")
-TOP += ("objective", "debug")
+TOP = (
+    "seed", "split", "requests", "layers", "device", "precision", "deterministic", "store", "checkpoint_seconds",
+    "objective", "debug",
+)  # fmt: skip
 KNOWN = (*CHOSEN, *TOP, "wandb")
 """All keys of a configuration, the groups first."""
 
