@@ -3,6 +3,7 @@
 `python run.py --help` lists the groups; `-m` sweeps over several values; the last line printed is the row's file.
 """
 
+import errno
 import math
 import os
 import re
@@ -20,13 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from unlearn import track
-from unlearn.checks import CHOSEN, refusal
+from unlearn.checks import CHOSEN, check_word, refusal
 from unlearn.configuration import composed
 from unlearn.lab import Lab
 from unlearn.loop import DivergedError
 from unlearn.report.terminal import Progressing, show
 from unlearn.row import row
 from unlearn.settings import SettingError
+from unlearn.store import FULL
 
 SINGLE = {*CHOSEN, "experiment"} - {"auditor"}
 
@@ -65,13 +67,19 @@ def main(cfg: DictConfig) -> float | None:
 def not_null(word: str) -> str:
     """A word of the command line, which must not be `group=null`: Hydra's traceback at that comes before `main`.
 
-    Of a group that is null by default it becomes Hydra's own way to say so, `~group`, and of `experiment`, whose name
-    others are composed by, `none`. A list of choices is for auditors alone.
+    Nor may it lead out of the folders of choices. Of a group that is null by default it becomes Hydra's own way to say
+    so, `~group`, and of `experiment`, whose name others are composed by, `none`. A list of choices is for auditors
+    alone.
     """
     group, _, value = word.partition("=")
     listed = group in SINGLE and value.startswith("[")
     if listed or (group in CHOSEN and "null" in value.strip("[]").lower().split(",")):
         print(f"error: {refusal(group, value)}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        check_word(word)
+    except SettingError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     if value.lower() != "null":
         return word
@@ -114,6 +122,11 @@ if __name__ == "__main__":
             raise
         # No Slurm here, a partition that there is not, a job that was killed; what a job itself says is in its own file
         print(f"error: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # of Hydra's own files: those of the store and the data end in a SettingError
+        if error.errno not in (*FULL, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR):
+            raise
+        print(f"error: {error.filename}: cannot be written to ({error.strerror})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)

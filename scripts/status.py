@@ -11,11 +11,12 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 from unlearn.configuration import composed, jobs
 from unlearn.lab import Lab
 from unlearn.lease import living
-from unlearn.row import identity
+from unlearn.row import identity, readable
 from unlearn.settings import SettingError
 from unlearn.store import key_of
 
@@ -38,12 +39,18 @@ def state(words: Sequence[str]) -> tuple[str, str]:
         return "refused", str(error)
     recipe = identity(lab, choices)
     rows, key = lab.store.root / "rows", key_of("rows", recipe)
-    if lab.store.find("rows", recipe):
+    if found := lab.store.find("rows", recipe):
+        try:
+            readable(found.json("row.json"), found.folder / "row.json")
+        except SettingError as error:
+            return "refused", str(error)
         return "done", ""
     if living(lab.store.root / "locks", f"rows-{key}"):
         return "running", ""
     if (rows / f"{key}.failed").exists():
-        return "failed", str(json.loads((rows / f"{key}.failed").read_text())["reason"])
+        with suppress(ValueError, LookupError, TypeError):
+            return "failed", str(json.loads((rows / f"{key}.failed").read_bytes())["reason"])
+        return "failed", "and what it said is damaged"
     return ("begun", "and killed") if (rows / f"{key}.partial").exists() else ("missing", "")
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from unlearn.lease import living
+from unlearn.row import readable
 from unlearn.settings import SettingError
 from unlearn.store import FORMAT, Store, Stored, fault, key_of
 
@@ -99,7 +100,8 @@ def sources(found: Iterable[Stored]) -> dict[str, set[str]]:
         for role in ("subject", "reference"):
             edges[thing.key] |= {by_content[content] for content in its.get(role, ()) if content in by_content}
         if thing.kind == "rows":
-            edges[thing.key] |= {key for keys in thing.json("row.json")["models"].values() for key in keys}
+            models = readable(thing.json("row.json"), thing.folder / "row.json")["models"]
+            edges[thing.key] |= {key for keys in models.values() for key in keys}
     there = {thing.key for thing in all_of_them}
     return {key: edges[key] & there for key in there}
 
@@ -189,7 +191,7 @@ def exported(root: Path, file: Path, keys: list[str]) -> str:
 
 def imported(root: Path, file: Path) -> Iterator[str]:
     """Take what is in a bundle and not yet here. Raises `SettingError` for a bundle that is not one."""
-    Store(root)  # says so if it cannot be written to
+    Store(root).check_writable()
     with tempfile.TemporaryDirectory(dir=root) as beside:
         try:
             with tarfile.open(file) as bundle:

@@ -21,6 +21,8 @@ from laws import ROOT
 from slurm_cluster import missing, slurm_cluster, wait_for
 from test_lab import unclocked
 
+from unlearn.files import load_state
+
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(
@@ -120,7 +122,7 @@ def test_a_job_that_is_stopped_continues_and_one_that_fails_says_why(cluster: Cl
         """The epochs of the method that the job would not have to repeat now."""
         assert run.poll() is None, cluster.errors("stopped")
         files = cluster.folder.glob("stopped/unlearned/*.partial/checkpoints/fit1.pt")
-        return next((int(torch.load(file, weights_only=True)["epoch"]) for file in files), 0)
+        return next((int(load_state(file, torch.device("cpu"))["epoch"]) for file in files), 0)
 
     def reasons() -> set[str]:
         files = (cluster.folder / "stopped").glob("rows/*.failed")

@@ -15,7 +15,6 @@ Deviations from the released code:
 `targeted` is the plain attack, a fixed number of steps towards a given class within a fixed ball.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.data.images import Images, as_model_input
+from unlearn.files import load_state, save_state
 from unlearn.loop import device_of
 from unlearn.session import current, session
 from unlearn.store import write_json
@@ -185,22 +185,22 @@ def search_in_parts(
 
     Each part of `PART` images is kept in `folder/checkpoints` when it is done, and shown.
     """
-    unfinished = folder / "checkpoints"
-    unfinished.mkdir(exist_ok=True)
     parts = torch.arange(len(images)).split(PART)
+    found, seconds = [], 0.0
     for number, part in enumerate(parts):
-        mark = unfinished / f"{number}.json"
-        if not mark.exists():
+        file = folder / "checkpoints" / f"{number}.pt"
+        if not file.exists():
             with session() as done:
-                nearest(model, images[part], norm=norm, eps_init=eps_init, steps=steps).save(mark.with_suffix(".npz"))
-                write_json(mark, done.seconds(device_of(model)))
+                its = nearest(model, images[part], norm=norm, eps_init=eps_init, steps=steps)
+                save_state(file, {"found": vars(its), "seconds": done.seconds(device_of(model))})
+        state = load_state(file, torch.device("cpu"))
+        found.append(Adversarial(**state["found"]))
+        seconds += state["seconds"]
         if show:
-            show("adversarial images", {"epoch": number + 1, "seconds": json.loads(mark.read_text())}, len(parts))
-    files = [unfinished / f"{number}.npz" for number in range(len(parts))]
-    found = Adversarial.joined([Adversarial.load(file) for file in files])
-    found.save(folder / "adversarial.npz")
-    seconds = sum(json.loads(file.with_suffix(".json").read_text()) for file in files)
-    write_json(folder / "cost.json", {"seconds": seconds, "sample_gradients": int(found.steps.sum())})
+            show("adversarial images", {"epoch": number + 1, "seconds": state["seconds"]}, len(parts))
+    whole = Adversarial.joined(found)
+    whole.save(folder / "adversarial.npz")
+    write_json(folder / "cost.json", {"seconds": seconds, "sample_gradients": int(whole.steps.sum())})
 
 
 class _Search(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,14 @@ KNOWN = (*CHOSEN, *TOP, "wandb")
 def refusal(group: str, value: object) -> SettingError:
     """The error of a group of which `value`, such as null, chooses nothing."""
     return SettingError(group, value, f"must be one of the choices in conf/{group}, which `run.py --help` lists")
+
+
+def check_word(word: str) -> None:
+    """A word of a command line chooses no file of configuration outside its group's folder."""
+    key, _, value = word.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    if group in (*CHOSEN, "experiment", "sweep", "cluster") and ".." in re.split(r"[][/,\s\"']+", value):
+        raise refusal(group, value)
 
 
 def check_groups(settings: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from unlearn.checks import check_word
 from unlearn.settings import SettingError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -21,6 +22,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 def composed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The resolved settings that words stand for, and the file chosen in each group. Raises a `SettingError`."""
+    for word in words:
+        check_word(word)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", overrides=list(words), return_hydra_config=True)
@@ -34,6 +37,8 @@ def composed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 def jobs(words: Sequence[str]) -> list[list[str]]:
     """The words of each job of a sweep, as Hydra's sweeper makes them. Raises a `SettingError`."""
+    for word in words:
+        check_word(word)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
 
 from unlearn.attacks import Adversarial, Norm, search_in_parts
@@ -29,6 +30,7 @@ from unlearn.checks import (
     name_of,
 )
 from unlearn.data.images import PARTS, Data, Images
+from unlearn.files import write, write_array
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
 from unlearn.layers import scope
 from unlearn.loop import DivergedError, warm_up
@@ -265,9 +267,9 @@ class Lab:
             memory = peak_memory_bytes(self.device)
             cost = {"seconds": seconds, "sample_gradients": done.sample_gradients, "peak_memory_bytes": memory}
             weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-            save_file(weights, folder / "model.safetensors")
+            write(folder / "model.safetensors", as_bytes(weights))
             if self.half is not None:  # so that a reference model says itself what it has seen
-                np.save(folder / "half.npy", self.data.train_index.numpy())
+                write_array(folder / "half.npy", self.data.train_index.numpy())
             write_json(folder / "cost.json", cost)
             write_json(folder / "history.json", done.history)
 
@@ -282,7 +284,7 @@ class Lab:
                 outputs = logits(model, getattr(self.data, part))
                 if not np.isfinite(outputs).all():
                     raise DivergedError(f"{stored.kind} {stored.key}: the model's outputs are not finite numbers")
-                np.save(folder / f"{part}.npy", outputs)
+                write_array(folder / f"{part}.npy", outputs)
 
         kept = self.store.get("signals", {"model": stored.key, "content": stored.content}, make)
         return {

@@ -90,7 +90,12 @@ class Lease:
         file = self.folder / f"{self.name}.lease.{generation}"
         with suppress(FileExistsError):
             self.descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-            self._beat(0)
+            try:
+                self._beat(0)
+            except OSError:  # the disk is full: nobody may wait for a lease that nobody has
+                os.close(self.descriptor)
+                file.unlink(missing_ok=True)
+                raise
             if self._highest() == file:  # else another was faster, with a higher generation
                 self.file = file
                 self.thread = threading.Thread(target=self._live, name=f"lease {self.name}", daemon=True)

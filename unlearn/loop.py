@@ -1,7 +1,6 @@
 """The one loop: training, retraining and unlearning are the same `fit` with other batches and another loss."""
 
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from unlearn.batches import Batches, moved, samples, shuffled
 from unlearn.data.images import Images
+from unlearn.files import load_state, save_state
 from unlearn.schedules import Schedule, constant
 from unlearn.session import Session, current, session
 from unlearn.streams import Streams
@@ -208,18 +208,16 @@ def _save(file: Path, model: nn.Module, optimisers: list[torch.optim.Optimizer],
         "epoch": epoch,
         **session.counts(device_of(model)),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, file.with_suffix(".tmp"))
-    os.replace(file.with_suffix(".tmp"), file)
+    save_state(file, state)
 
 
 def _resume(file: Path | None, model: nn.Module, optimisers: list[torch.optim.Optimizer], session: Session) -> int:
     if file is None or not file.exists():
         return 0
-    state = torch.load(file, map_location=device_of(model), weights_only=True)
+    state = load_state(file, device_of(model))
     model.load_state_dict(state["model"])
-    for optimiser, kept in zip(optimisers, state["optimisers"], strict=True):
-        optimiser.load_state_dict(kept)
+    for optimiser, its in zip(optimisers, state["optimisers"], strict=True):
+        optimiser.load_state_dict(its)
     session.resume(state)
     return int(state["epoch"])
 

@@ -14,6 +14,7 @@ import torch
 from unlearn.lab import ROLES, Lab
 from unlearn.loop import DivergedError
 from unlearn.remarks import remarks
+from unlearn.settings import SettingError
 from unlearn.store import key_of, write_json
 
 SCHEMA = 1
@@ -62,8 +63,18 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
         with suppress(OSError):  # on a full disk the error itself still comes out
             write_json(failed, {"reason": reason(error), "overrides": overrides, **surroundings(lab.device)})
         raise
-    failed.unlink(missing_ok=True)
-    return kept.json("row.json"), kept.folder / "row.json"
+    with suppress(OSError):  # a complete row may be read where nothing can be written
+        failed.unlink()
+    file = kept.folder / "row.json"
+    return readable(kept.json("row.json"), file), file
+
+
+def readable(document: Any, file: Path) -> Any:
+    """A row of the schema that this version knows; of any other, which is left as it is, a `SettingError` says so."""
+    if document["schema"] != SCHEMA:
+        allowed = f"has schema {document['schema']}; this version reads {SCHEMA}"
+        raise SettingError("row", file, f"{allowed} and leaves it as it is: use the version that made it")
+    return document
 
 
 def reason(error: BaseException) -> str:

@@ -4,6 +4,7 @@
 without it does not exist; one that does not match it is set aside with a message and made again.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -11,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 
+from unlearn.files import damaged, write
 from unlearn.lease import Lease
 from unlearn.settings import SettingError
 from unlearn.streams import forked
@@ -35,6 +37,8 @@ FORMAT = {
     "tune": 1,
 }
 """Raised by one for a kind whenever the code changes what its recipes mean."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def key_of(kind: str, recipe: dict[str, Any]) -> str:
@@ -79,20 +83,34 @@ def without_waiting() -> Iterator[None]:
 
 
 class Store:
-    """A folder of made things. Raises `SettingError` when it cannot be written to."""
+    """A folder of made things. From one that cannot be written to, what is complete in it can be had all the same.
+
+    Raises `SettingError` when there is no such folder and none can be made.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._verified: dict[Path, Stored] = {}
+        self.sealed: str | None = None  # why nothing can be made here
         try:
             root.mkdir(parents=True, exist_ok=True)
-            probe = root / f".probe-{os.getpid()}"
-            probe.write_text("")
-            probe.unlink(missing_ok=True)  # another machine's process may have the same number
         except OSError as error:
-            raise SettingError(
-                "store", root, f"cannot be written to ({error.strerror}); name another folder"
-            ) from error
+            raise self._refusal(error.strerror) from error
+        try:
+            probe = root / f".probe-{os.getpid()}"
+            probe.write_text("x")  # a full disk still takes an empty file
+        except OSError as error:
+            self.sealed = error.strerror
+        with suppress(OSError):  # another machine's process may have the same number
+            probe.unlink()
+
+    def check_writable(self) -> None:
+        """Raise `SettingError` if nothing can be made here."""
+        if self.sealed:
+            raise self._refusal(self.sealed)
+
+    def _refusal(self, why: str | None) -> SettingError:
+        return SettingError("store", self.root, f"cannot be written to ({why}); name another folder")
 
     def find(self, kind: str, recipe: dict[str, Any]) -> Stored | None:
         """What was made by this recipe, verified once per process; None when there is none, or a damaged one."""
@@ -108,11 +126,23 @@ class Store:
         """What was made by this recipe; made now, by one process only, if it is not there.
 
         `make(folder)` writes its files into the folder it is given, and may keep unfinished work in
-        `folder/checkpoints`, which is still there when the next process tries after an interruption.
+        `folder/checkpoints` by `files.save_state`, which is still there when the next process tries after an
+        interruption. Raises `SettingError` where it cannot be written.
         """
         found = self.find(kind, recipe)
         if found:
             return found
+        self.check_writable()
+        try:
+            return self._got(kind, recipe, make)
+        except OSError as error:
+            ours = isinstance(error, PermissionError) and Path(str(error.filename)).is_relative_to(self.root)
+            if error.errno not in FULL and not ours:
+                raise
+            allowed = f"cannot be written to ({error.strerror}); what is complete stays, and when there is room again"
+            raise SettingError("store", self.root, f"{allowed} the same command continues") from error
+
+    def _got(self, kind: str, recipe: dict[str, Any], make: Callable[[Path], None]) -> Stored:
         folder = self.root / kind / key_of(kind, recipe)
         folder.parent.mkdir(parents=True, exist_ok=True)
 
@@ -136,6 +166,8 @@ class Store:
         for leftover in partial.iterdir():
             if leftover.name != "checkpoints":
                 leftover.unlink()
+        if wrong := damaged(partial / "checkpoints"):
+            self._set_aside(partial / "checkpoints", f"has a damaged {wrong.name}")
         # A maker may be called under an auditor's no_grad, and must not move the caller's random state.
         token = _patient.set(True)  # what has begun is finished
         try:
@@ -150,7 +182,7 @@ class Store:
         os.replace(partial, folder)
 
     def _set_aside(self, folder: Path, fault: str | None) -> None:
-        place = self.root / "set_aside" / f"{folder.parent.name}-{folder.name}"
+        place = self.root / "set_aside" / "-".join(folder.relative_to(self.root).parts)
         number = next(n for n in itertools.count() if not Path(f"{place}-{n}").exists())
         place.parent.mkdir(exist_ok=True)
         os.replace(folder, f"{place}-{number}")
@@ -159,12 +191,7 @@ class Store:
 
 def write_json(file: Path, value: object) -> None:
     """Write `value`, complete or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w") as stream:
-        json.dump(value, stream, indent=1, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    write(file, json.dumps(value, indent=1, allow_nan=False).encode())
 
 
 def fault(folder: Path, recipe: dict[str, Any]) -> str | None:

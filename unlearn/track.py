@@ -12,6 +12,9 @@ from typing import Any
 
 from unlearn.lab import Lab
 
+PATIENCE = {"WANDB_INIT_TIMEOUT": "20", "WANDB_FINISH_TIMEOUT": "120", "WANDB_FINISH_TIMEOUT_RAISES": "true"}
+"""W&B's own settings, in seconds, where the environment has no others: without a network it would wait for ever."""
+
 
 def mirror(row: Mapping[str, Any], lab: Lab, choices: Mapping[str, str]) -> None:
     """Send a row to W&B unless it was sent in this mode before. `WANDB_MODE` in the environment beats `wandb.mode`."""
@@ -20,6 +23,9 @@ def mirror(row: Mapping[str, Any], lab: Lab, choices: Mapping[str, str]) -> None
     if mode == "disabled" or mark.exists():
         return
     try:
+        lab.store.check_writable()  # without a mark the row would be sent by every run
+        for name, seconds in PATIENCE.items():
+            os.environ.setdefault(name, seconds)
         _send(row, lab, mode, choices.get("sweep") or choices.get("experiment"))
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

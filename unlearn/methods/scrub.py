@@ -29,10 +29,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from unlearn.batches import Batch, Batches, shuffled
+from unlearn.files import load_state, save_state
 from unlearn.loop import Optimiser, device_of, fit, freeze_norm_statistics, train_mode
 from unlearn.request import Request
 from unlearn.schedules import multistep
@@ -105,13 +105,12 @@ def scrub(
     with TemporaryDirectory() as elsewhere:
         # With the unfinished work, so that a run that continues still has the models of the epochs before
         folder = (current().checkpoint or Path(elsewhere)) / "rewind"
-        folder.mkdir(parents=True, exist_ok=True)
         files = [folder / f"{epoch}.pt" for epoch in range(1, epochs + 1)]
 
         def keep(number: int) -> None:
             epoch, step = divmod(number, batches.steps)
             if step + 1 == retain.steps + forget.steps * (epoch < max_epochs):
-                torch.save(model.state_dict(), files[epoch])
+                save_state(files[epoch], model.state_dict())
 
         run(after_step=keep)
         return rewound(model, request, files, weights)
@@ -136,7 +135,7 @@ def rewound(model: nn.Module, request: Request, files: Sequence[Path], weights: 
     """
 
     def put_back(file: Path) -> nn.Module:
-        model.load_state_dict(torch.load(file, map_location=device_of(model), weights_only=True))
+        model.load_state_dict(load_state(file, device_of(model)))
         return model
 
     outputs = Signals(logits(model, request.validation), request.validation.labels.cpu().numpy())

@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from unlearn import auditors
 from unlearn.metrics import Metric
 from unlearn.remarks import TITLES
-from unlearn.row import SCHEMA
+from unlearn.row import readable
 from unlearn.settings import SettingError
 
 CONTESTANTS = ("none", "retrain")  # they head every table
@@ -84,11 +84,10 @@ def read(paths: Iterable[Path]) -> list[Row]:
             continue
         try:
             document = json.loads(file.read_text())
-            schema = document["schema"]
+            document["schema"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SettingError("row", file, f"must be a row file of this program ({error!r})") from error
-        if schema != SCHEMA:
-            raise SettingError("row", file, f"has schema {schema}; this version reads {SCHEMA}")
+        readable(document, file)
         if missing := [key for key in NEEDED if key not in document]:
             raise SettingError("row", file, f"must be a row file of this program, and has no {missing[0]}")
         if document not in rows:
