@@ -163,6 +163,13 @@ class Store:
     def _make(self, folder: Path, recipe: dict[str, Any], make: Callable[[Path], None], lease: Lease) -> None:
         partial = folder.with_suffix(".partial")
         partial.mkdir(exist_ok=True)
+        if fault(partial, recipe):  # else only its name was wanting
+            self._fill(partial, recipe, make)
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)  # not sooner: what comes before may find a full disk
+        lease.check()
+        os.replace(partial, folder)
+
+    def _fill(self, partial: Path, recipe: dict[str, Any], make: Callable[[Path], None]) -> None:
         for leftover in partial.iterdir():
             if leftover.name != "checkpoints":
                 leftover.unlink()
@@ -175,11 +182,9 @@ class Store:
                 make(partial)
         finally:
             _patient.reset(token)
-        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
         write_json(partial / "recipe.json", recipe)
-        write_json(partial / "done.json", {file.name: file_checksum(file) for file in sorted(partial.iterdir())})
-        lease.check()
-        os.replace(partial, folder)
+        files = (file for file in sorted(partial.iterdir()) if file.name != "checkpoints")
+        write_json(partial / "done.json", {file.name: file_checksum(file) for file in files})
 
     def _set_aside(self, folder: Path, fault: str | None) -> None:
         place = self.root / "set_aside" / "-".join(folder.relative_to(self.root).parts)
