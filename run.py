@@ -93,7 +93,7 @@ def one_line(error: Exception, words: list[str]) -> str:
     if found := re.match(r"Could not override '(.+)'", said):
         others = [word for word in words if not word.lstrip("+~").startswith(found[1]) and not word.startswith("-")]
         with suppress(SettingError):
-            lines.append(f"There are {', '.join(keys(composed(others)[0], found[1]))}.")
+            lines.append(f"There are {', '.join(keys(composed(others)[0], found[1])) or 'none'}.")
     return " ".join(" ".join(lines).split())
 
 

@@ -401,7 +401,8 @@ def test_damaged_deep_and_huge_files(
     Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(source / "ant" / "float.tiff")
     data = read("image_folder", tmp_path, path=str(source), size=8, validation=0)
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 2
+    assert len(told) == 3
+    assert told.pop(0).endswith(f"1 files hold no image, by their names, and are left out: {source}/ant/notes.txt")
     assert told[0].startswith("image_folder: 6 of 27 files cannot be read and are left out: ")
     assert f"{source}/ant/cut.png, {source}/ant/empty.png, {source}/ant/float.tiff, ..." in told[0]
     assert told[1] == f"image_folder: 1 of 27 files have 16 bits and are scaled to 8: {source}/ant/deep.png"

@@ -3,6 +3,7 @@
 As torchvision's `ImageFolder`, classes are numbered in the order of their folders' names.
 """
 
+import json
 import os
 import struct
 import sys
@@ -20,9 +21,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from unlearn.data import disk
 from unlearn.data.images import Data
 from unlearn.data.split import stratified
+from unlearn.files import write
 from unlearn.settings import Count, Positive, Probability, Share
 from unlearn.streams import Streams
 
+# Those of the endings, whatever a file is called: of all that Pillow knows, one starts a program (EPS)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+LEFT_OUT = "left_out.json"
 # What Pillow raises for damaged files, and for images so large that they are an attack (the warning made an error)
 UNREADABLE = (
     OSError,
@@ -38,14 +43,18 @@ UNREADABLE = (
 
 
 Tree = dict[str, list[str]]  # a class's name, its image files
+Reasons = dict[str, str]  # what is left out, and why
 
 
-def convert(path: Path, train: Tree, test: Tree, size: int, test_share: float, folder: Path) -> disk.Arrays:
+def convert(
+    path: Path, train: Tree, test: Tree, others: Reasons, size: int, test_share: float, folder: Path
+) -> disk.Arrays:
     """The four arrays of the images of `path`, N x `size` x `size` x C; `folder` is where they will lie.
 
     C is 1 if every image is grey, else 3. With an empty `test`, `test_share` of every class of `train` is held out,
-    always the same images. Files that cannot be read are left out, and 16-bit ones scaled to 8, each said in a line on
-    standard error. A `DataError` says what the tree lacks.
+    always the same images. Files that cannot be read are left out, as are the `others`, and 16-bit ones scaled to 8,
+    each said in a line on standard error; `left_out.json` has all that was left out. A `DataError` says what the tree
+    lacks.
     """
     names = sorted(train)
     strangers = sorted(test.keys() - train.keys())
@@ -53,7 +62,9 @@ def convert(path: Path, train: Tree, test: Tree, size: int, test_share: float, f
         raise disk.DataError("dataset.path", path, f"has test images of {strangers[0]}, and no training images of it")
     files = [[file for name in names for file in part.get(name, [])] for part in (train, test)]
     numbers = [label for part in (train, test) for label, name in enumerate(names) for _ in part.get(name, [])]
-    pixels, readable = _pixels(files[0] + files[1], size)
+    say("hold no image, by their names, and are left out", list(others))
+    pixels, readable, unreadable = _pixels(files[0] + files[1], size)
+    write(folder / LEFT_OUT, json.dumps(others | unreadable, indent=1).encode())
     labels = torch.tensor(numbers)[readable]
     if test:
         in_test = torch.arange(len(numbers))[readable] >= len(files[0])
@@ -88,14 +99,15 @@ def image_folder(
     """Read the images below `path`, made `size` x `size`: the shorter side resized, then the centre cut out.
 
     `path` holds `train/` and `test/` (or `val/`) with a folder per class each, or just a folder per class; then
-    `test_share` of every class becomes the test set. The arrays lie below `root`, and are made again when an image is
-    added, removed or renamed. A `DataError` says what `path` lacks.
+    `test_share` of every class becomes the test set. Links are followed, also out of `path`, but into no folder twice.
+    The arrays lie below `root`, and are made again when an image is added, removed or renamed. A `DataError` says what
+    `path` lacks.
     """
     place = Path(path).expanduser().resolve()
     if not place.is_dir():
         raise disk.DataError("dataset.path", path, "must be a folder with one folder of images for each class")
     try:
-        train, test = _parts(place)
+        train, test, others = _parts(place)
     except OSError as error:
         raise disk.DataError("dataset.path", path, f"cannot be read ({error})") from error
     if len(train) < 2:
@@ -104,7 +116,7 @@ def image_folder(
         )
     return disk.read(
         "image_folder",
-        partial(convert, place, train, test, size, test_share),
+        partial(convert, place, train, test, others, size, test_share),
         root=root,
         sha256=sha256,
         validation=validation,
@@ -115,22 +127,33 @@ def image_folder(
     )
 
 
-def _parts(path: Path) -> tuple[Tree, Tree]:
+def say(what: str, files: Sequence[str], count: int | None = None) -> None:
+    """A line on standard error about some files, of which it names the first three."""
+    if files:
+        of = "" if count is None else f" of {count}"
+        some = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        print(f"image_folder: {len(files)}{of} files {what}: {some}", file=sys.stderr)
+
+
+def _parts(path: Path) -> tuple[Tree, Tree, Reasons]:
+    others: Reasons = {}
     tests = [path / name for name in ("test", "val") if (path / name).is_dir()]
     if not tests or not (path / "train").is_dir():
-        return _tree(path, path), {}
+        return _tree(path, path, others), {}, others
     # An unlabelled test/ has no folders of classes, and val/ is the test set
-    return _tree(path, path / "train"), next(filter(None, (_tree(path, place) for place in tests)), {})
+    train = _tree(path, path / "train", others)
+    return train, next(filter(None, (_tree(path, place, others) for place in tests)), {}), others
 
 
-def _tree(path: Path, folder: Path) -> Tree:
+def _tree(path: Path, folder: Path, others: Reasons) -> Tree:
     above = {str(place) for place in (path, *path.parents, folder)}
     names = [name for name in os.listdir(folder) if not name.startswith(".") and (folder / name).is_dir()]
-    found = {name: _images(str(folder / name), set(above)) for name in sorted(names)}
+    found = {name: _images(str(folder / name), set(above), others) for name in sorted(names)}
+    others |= {str(folder / name): "a class without images" for name, files in found.items() if not files}
     return {name: files for name, files in found.items() if files}
 
 
-def _images(folder: str, seen: set[str]) -> list[str]:
+def _images(folder: str, seen: set[str], others: Reasons) -> list[str]:
     # A link may lead up again: no folder is entered twice for one class, and none that the class lies in
     real = os.path.realpath(folder)
     if real in seen:
@@ -144,37 +167,39 @@ def _images(folder: str, seen: set[str]) -> list[str]:
         if name.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(place):
             found.append(place)
         elif os.path.isdir(place):
-            found += _images(place, seen)
+            found += _images(place, seen, others)
+        else:
+            others[place] = "not an image by its name, or not a file"
     return found
 
 
-def _pixels(files: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of the files that could be read, N x size x size x C, and which of all files those are."""
+def _pixels(files: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray, Reasons]:
+    """Pixels of the files that could be read, N x size x size x C, which of all files those are, and the others."""
     pixels = np.zeros((len(files), size, size, 3), dtype=np.uint8)
+    unreadable: Reasons = {}
 
     def fill(number: int) -> str:
         try:
             square, kind = _square(files[number], size)
-        except UNREADABLE:
+        except UNREADABLE as error:
+            unreadable[files[number]] = " ".join(f"{type(error).__name__}: {error}".split())
             return "damaged"
         pixels[number] = square if square.ndim == 3 else square[..., None]
         return kind
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # of metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         kinds = np.array(list(pool.map(fill, range(len(files)))))
     for kind, what in (("damaged", "cannot be read and are left out"), ("deep", "have 16 bits and are scaled to 8")):
-        which = np.flatnonzero(kinds == kind)
-        if len(which):
-            some = ", ".join(files[number] for number in which[:3]) + (", ..." if len(which) > 3 else "")
-            print(f"image_folder: {len(which)} of {len(files)} files {what}: {some}", file=sys.stderr)
+        say(what, [files[int(number)] for number in np.flatnonzero(kinds == kind)], len(files))
     readable = kinds != "damaged"
     channels = 3 if "colour" in kinds else 1
-    return pixels[readable][..., :channels], readable
+    return pixels[readable][..., :channels], readable, dict(sorted(unreadable.items()))
 
 
 def _square(file: str, size: int) -> tuple[np.ndarray, str]:
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         if image.mode.startswith(("I", "F")):
             levels = np.asarray(image)
             if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
