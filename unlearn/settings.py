@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import pydantic
 from annotated_types import Ge, Gt, Le, Lt
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 Share = Annotated[float, Gt(0), Lt(1)]
@@ -57,7 +58,10 @@ def build(settings: Mapping[str, Any], group: str) -> functools.partial[Any]:
 
     Objects are given to the partial later and never to Hydra, which would turn them into configs (hydra#2591).
     """
-    target: functools.partial[Any] = instantiate(settings, _partial_=True, _convert_="all")
+    try:
+        target: functools.partial[Any] = instantiate(settings, _partial_=True, _convert_="all")
+    except InstantiationException as error:
+        raise SettingError(f"{group}._target_", settings.get("_target_"), " ".join(str(error).split())) from error
     _check_names(target, settings, group)
     hints = typing.get_type_hints(inspect.unwrap(target.func), include_extras=True)
     keywords = {name: check(hints.get(name, Any), f"{group}.{name}", value) for name, value in target.keywords.items()}
