@@ -3,6 +3,7 @@
 `make test` tries a tenth, `make faults` all: 100 kills, 8 processes for 24 rows, 100 damaged files.
 """
 
+import functools
 import json
 import os
 import random
@@ -20,8 +21,10 @@ import pytest
 from laws import ROOT, content_of
 from test_lab import unclocked
 
+from unlearn import lab as labs
 from unlearn.lab import Lab
 from unlearn.row import row
+from unlearn.session import session
 from unlearn.store import Store, fault
 
 SHARE = int(os.environ.get("UNLEARN_FAULTS", "30")) / 300
@@ -178,3 +181,44 @@ def test_every_damaged_file_is_found_set_aside_and_made_again(
             shutil.rmtree(store / "rows")
         settings = composed.settings | {"store": str(store)}
         assert unclocked(row(Lab(settings), composed.choices, [])[0]) == unclocked(document)
+
+
+def test_damaged_unfinished_work_is_found_set_aside_and_begun_again(
+    made: tuple[Path, Any, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, composed, _ = made
+    words = composed.settings | {"train": composed.settings["train"] | {"epochs": 3}}
+    undisturbed = Lab(words).original()
+    monkeypatch.setattr(labs, "session", functools.partial(session, checkpoint_seconds=0.0))
+    draw, kinds = random.Random(13), set()
+
+    def killed_after_two(label: str, line: dict[str, Any], epochs: int) -> None:
+        if line["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    for number in range(max(4, DAMAGED // 5)):
+        settings = words | {"store": str(tmp_path / str(number))}
+        with pytest.raises(KeyboardInterrupt):
+            Lab(settings, killed_after_two).original()
+        (file,) = (tmp_path / str(number)).glob("originals/*.partial/checkpoints/fit1.pt")
+        content = file.read_bytes()
+        kind = damage(file, draw)
+        while kind == "delete":  # which is no damage: it begins again
+            file.write_bytes(content)
+            kind = damage(file, draw)
+        kinds.add(kind)
+        hurt = file.read_bytes()
+        epochs: list[int] = []
+        again = Lab(settings, lambda label, line, of, epochs=epochs: epochs.append(line["epoch"])).original()
+        assert epochs == [1, 2, 3], kind
+        said = capsys.readouterr().err
+        assert "checkpoints has a damaged fit1.pt; set aside as" in said
+        (kept,) = (tmp_path / str(number) / "set_aside").glob("*/fit1.pt")
+        assert kept.read_bytes() == hurt
+        assert (again.folder / "model.safetensors").read_bytes() == (
+            undisturbed.folder / "model.safetensors"
+        ).read_bytes()
+    assert len(kinds) > 1
