@@ -1,7 +1,8 @@
 """python scripts/table.py ROW_OR_FOLDER ... [--columns a,b]: print rows as tables, as Markdown or other text.
 
-`--published NAME/TABLE` puts a paper's figures (results/published) beside ours. `--update FILE ...` rewrites, in each
-Markdown file, what stands between `<!-- table ARGUMENTS -->` and `<!-- end -->`.
+`--published NAME/TABLE` puts a paper's figures (results/published) beside ours. `--plot FILE` draws test accuracy
+against the loss attack's AUC, or other `--metrics across,up[,area]`, with the noise of exact retraining. `--update
+FILE ...` rewrites, in each Markdown file, what stands between `<!-- table ARGUMENTS -->` and `<!-- end -->`.
 """
 
 import argparse
@@ -10,8 +11,9 @@ import typing
 from pathlib import Path
 
 from unlearn.configuration import composed, jobs
-from unlearn.report import blocks, comparison
-from unlearn.report.rows import of_jobs, of_methods, where
+from unlearn.report import blocks, comparison, plot
+from unlearn.report.pivot import pivot
+from unlearn.report.rows import Row, of_jobs, of_methods, where
 from unlearn.report.table import COLUMNS, WRITERS, Format, read
 from unlearn.report.table import table as written
 from unlearn.report.writers import written_csv
@@ -33,13 +35,16 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--format", choices=typing.get_args(Format), default="markdown")
     result.add_argument("--abbreviations", action="store_true", help="head columns as papers do, with a legend")
     result.add_argument("--best", action="store_true", help="bold what is significantly better than the second best")
+    result.add_argument("--pivot", metavar="KEY", help="a table a metric, with a column for each value of this key")
+    result.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw utility against forgetting and cost as FILE.png and FILE.pdf"
+    )
     result.add_argument("--update", nargs="+", type=Path, default=[], metavar="FILE", help="Markdown files to rewrite")
     return result
 
 
-def table(words: list[str]) -> str:
-    """The tables that a command line asks for."""
-    options = parser().parse_args(words)
+def chosen(options: argparse.Namespace) -> list[Row]:
+    """The rows that a command line asks for."""
     rows = read(options.files)
     for condition in options.where:
         rows = where(rows, condition)
@@ -47,13 +52,36 @@ def table(words: list[str]) -> str:
         rows = of_jobs(rows, (composed(words)[0] for words in jobs([f"sweep={options.sweep}"])))
         if not rows:
             raise SettingError("--sweep", options.sweep, "has no row among these; `python run.py sweep=...` makes them")
-    if options.relative and not options.published:
-        raise SettingError("--relative", "true", "is for --published")
     if options.rows is not None:
         rows = of_methods(rows, options.rows.split(","))
+    return rows
+
+
+def picture(rows: list[Row], options: argparse.Namespace) -> str:
+    """Draw the trade-off; `--metrics` are the two axes and what the marks' areas show. Gives the files, a line each."""
+    for name in ("published", "best", "relative", "pivot"):
+        if getattr(options, name):
+            raise SettingError(f"--{name}", str(getattr(options, name)).lower(), "is for tables, not for --plot")
+    columns = plot.AXES if options.columns is None else options.columns.split(",")
+    figure = plot.trade_off(rows, columns, abbreviations=options.abbreviations)
+    return "\n".join(str(file) for file in plot.written(figure, options.plot))
+
+
+def table(words: list[str]) -> str:
+    """The tables that a command line asks for, or the files of the picture."""
+    options = parser().parse_args(words)
+    rows = chosen(options)
+    if options.plot:
+        return picture(rows, options)
+    if options.relative and not options.published:
+        raise SettingError("--relative", "true", "is for --published")
     if options.best and (options.format == "csv" or options.published):
         raise SettingError("--best", "true", "is for tables of ours in Markdown, LaTeX or HTML")
     columns = None if options.columns is None else options.columns.split(",")
+    if options.pivot:
+        if options.published or options.best:
+            raise SettingError("--pivot", options.pivot, "is for tables of ours, without --best")
+        return pivot(rows, options.pivot, columns or list(COLUMNS), options.format, abbreviations=options.abbreviations)
     if options.published:
         found = comparison.compare(rows, options.published, columns, relative=options.relative)
         if options.format == "csv":

@@ -139,6 +139,15 @@ def where(rows: Sequence[Row], condition: str) -> list[Row]:
     return kept
 
 
+def values_of(rows: Sequence[Row], key: str) -> list[str]:
+    """The values that rows have of a key of `where`: numbers by size, and then words. `SettingError` if none has it."""
+    values = {str(value): value for row in rows if (value := _at(row, key)) is not _ABSENT}
+    if not values:
+        raise SettingError("--pivot", key, f"must be one of {', '.join(FILTERS)}, or a key of a row's configuration")
+    numbers = [text for text, value in values.items() if isinstance(value, int | float)]
+    return sorted(numbers, key=float) + sorted(values.keys() - set(numbers))
+
+
 def _is(value: Any, text: str) -> bool:
     """Whether a value is what the text says, written as in a YAML: a word, a number, true, null, a list."""
     try:
