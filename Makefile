@@ -30,6 +30,7 @@ types: .venv/dev ## check types
 
 tables: .venv/run ## rebuild the tables of the README and docs from results/rows
 	$(BIN)/python scripts/table.py --update README.md docs/*.md
+	$(BIN)/python scripts/conjectures.py --update docs/tables.md
 
 pages: .venv/run ## rebuild the pages of methods and auditors
 	$(BIN)/python scripts/pages.py

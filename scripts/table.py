@@ -10,7 +10,7 @@ import sys
 import typing
 from pathlib import Path
 
-from unlearn.configuration import composed, jobs
+from unlearn.configuration import composed, jobs, normal
 from unlearn.report import blocks, comparison, plot
 from unlearn.report.pivot import pivot
 from unlearn.report.rows import Row, of_jobs, of_methods, where
@@ -49,7 +49,7 @@ def chosen(options: argparse.Namespace) -> list[Row]:
     for condition in options.where:
         rows = where(rows, condition)
     if options.sweep is not None:
-        rows = of_jobs(rows, (composed(words)[0] for words in jobs([f"sweep={options.sweep}"])))
+        rows = of_jobs(rows, (normal(composed(words)[0]) for words in jobs([f"sweep={options.sweep}"])))
         if not rows:
             raise SettingError("--sweep", options.sweep, "has no row among these; `python run.py sweep=...` makes them")
     if options.rows is not None:

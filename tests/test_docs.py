@@ -19,6 +19,7 @@ from packaging.version import Version
 
 import unlearn.methods
 from unlearn.lab import Lab
+from unlearn.report.blocks import updated
 from unlearn.settings import build
 from unlearn.streams import Streams
 
@@ -76,6 +77,9 @@ def test_the_tables_in_the_pages_are_those_of_the_rows() -> None:
     table = importlib.import_module("scripts.table")
     for page in PAGES:
         assert table.updated(page.read_text()) == page.read_text(), f"{page.name}: run `make tables`"
+    page = ROOT / "docs" / "tables.md"
+    answers = importlib.import_module("scripts.conjectures").answers
+    assert updated(page.read_text(), "conjectures", answers) == page.read_text(), "run `make tables`"
 
 
 def test_constraints_pin_what_pyproject_asks_for() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from unlearn.checks import check_word
-from unlearn.settings import SettingError
+from unlearn.checks import CHOSEN, check_word
+from unlearn.settings import SettingError, build, checked
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -33,6 +33,13 @@ def composed(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError("words", shlex.join(words), " ".join(str(error).split())) from error
     return settings, dict(job.runtime.choices)
+
+
+def normal(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose groups have the types that their callables ask for, as a row's configuration has."""
+    groups = {group: checked(settings[group], build(settings[group], group)) for group in CHOSEN if group != "auditor"}
+    auditors = {name: checked(its, build(its, f"auditor.{name}")) for name, its in settings["auditor"].items()}
+    return {**settings, **groups, "auditor": auditors}
 
 
 def jobs(words: Sequence[str]) -> list[list[str]]:

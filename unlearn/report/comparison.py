@@ -134,7 +134,8 @@ def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Pa
             ours = summarise(line.values(column.metric), declared()[column.metric])
             its: Cell | str = in_our_units(theirs[name], column)
             if relative:
-                if column.gap or name not in its_reference:
+                of_cost = declared()[column.metric].unit in ("seconds", "bytes", "count")
+                if column.gap or of_cost or name not in its_reference:
                     continue
                 ours = summarise(_distances(line, retrained, column.metric), declared()[column.metric])
                 its = _apart(in_our_units(theirs[name], column), in_our_units(its_reference[name], column))
