@@ -1,5 +1,6 @@
 """Leases: one holder at a time, whoever dies, sleeps or lives elsewhere."""
 
+import errno
 import json
 import os
 import signal
@@ -60,6 +61,19 @@ def test_a_lease_says_who_holds_it_and_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="passed on"), Lease(tmp_path, "thing", nobody):
         raise ValueError("passed on")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lease_that_a_full_disk_does_not_take_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left"), Lease(tmp_path, "thing", nobody):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with Lease(tmp_path, "thing", nobody):
+        pass
 
 
 def test_what_waiting_raises_ends_the_waiting(tmp_path: Path) -> None:
