@@ -13,6 +13,10 @@ import traceback
 from contextlib import suppress
 from typing import Any
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The imports below take seconds, and nothing can be lost in them
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
@@ -109,8 +113,10 @@ def keys(settings: Any, key: str) -> list[str]:
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors out, instead of printing several lines
     sys.argv[1:] = map(not_null, sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ValueError) and "Config group override" not in str(error):  # Hydra's, for method=1

@@ -21,6 +21,19 @@ def started(store: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([*words, f"hydra.run.dir={store}/logs"], cwd=ROOT, **pipes, **heeding)
 
 
+def test_ctrl_c_while_it_still_imports_is_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "run.py", f"store={tmp_path / 'store'}"]
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    run = subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **heeding)
+    assert run.stderr is not None
+    while "torch._C" not in (line := run.stderr.readline()):  # a line for each module, when it has been imported
+        assert line
+    run.send_signal(signal.SIGINT)
+    output, errors = run.communicate()
+    said = [line for line in errors.splitlines() if not line.startswith("import time:")]
+    assert (run.returncode, output, said) == (130, "", ["interrupted"])
+
+
 def row(output: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads((ROOT / output.splitlines()[-1]).read_text())
     return document
