@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]
 FOLDER = Path(__file__).parents[1] / "conf" / "model"
 MODELS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 SHAPES: list[Shape] = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 64, 64)]
-SLOW = {"resnet18", "resnet18_no_norm", "resnet50", "vgg16_bn", "vit_small"}
+SLOW = {"resnet18", "resnet18_no_norm", "resnet50", "vgg16_bn", "vgg19_bn", "vit_small"}
 CASES = [(model, shape) for model in MODELS for shape in (SHAPES[:2] if model in SLOW else SHAPES)]
 SMALLEST = {
     "convnet": 2,
@@ -32,6 +32,7 @@ SMALLEST = {
     "resnet20": 4,
     "resnet50": 8,
     "vgg16_bn": 2,
+    "vgg19_bn": 2,
     "vit_micro": 4,
     "vit_small": 4,
     "vit_tiny": 4,
@@ -114,10 +115,18 @@ def test_yaml_keys_are_the_keyword_only_parameters(model: str) -> None:
         ("resnet20", 269_722),  # 0.27 M in Table 6 of the paper
         ("resnet50", 23_520_842),
         ("vgg16_bn", 14_728_266),
+        ("vgg19_bn", 20_040_522),
     ],
 )
 def test_parameter_counts_on_cifar(model: str, parameters: int) -> None:
     assert size(make(model, class_count=10)) == parameters
+
+
+def test_the_head_of_vgg19_takes_2048_numbers_on_tiny_imagenet() -> None:
+    with torch.device("meta"):
+        head = make("vgg19_bn", (3, 64, 64), 200).get_submodule("head")
+    assert isinstance(head, nn.Linear)
+    assert (head.in_features, head.out_features) == (2048, 200)
 
 
 @pytest.mark.parametrize("model", ["resnet18", "resnet50", "vgg16_bn"])

@@ -85,8 +85,6 @@ def values(key: str, value: object) -> list[str]:
 
 # Tables of results/published without a sweep, and why
 NOT_RUN = {
-    "amun/table4": "Tiny ImageNet with VGG-19",
-    "amun/table5": "Tiny ImageNet with VGG-19",
     "amun/table7": "models trained by TRADES",
     "amun/table8": "adversarial examples of other models",
     "amun/table9": "adversarial examples of a weak attack",
@@ -103,7 +101,7 @@ NOT_RUN = {
     "salun/issue7": "one user's run",
     "sg_unlearn/logs_2023_cifar100": "another method under the same name",
 }
-ABSENT = {"amun/table2": {"random_label", "salun"}, "amun/table11": {"random_label", "salun"}}  # their own variants
+ABSENT = {f"amun/table{number}": {"random_label", "salun"} for number in (2, 5, 11)}  # the paper's own variants
 OWN = {"sg_unlearn": {"sg_unlearn"}}  # the paper's method, whose row in it has not been read
 TABLES = [
     f"{file.stem}/{name}"
@@ -125,7 +123,7 @@ def test_every_published_table_has_a_sweep_or_a_reason() -> None:
 def test_a_tables_sweep_is_in_its_setting_and_has_its_methods(table: str) -> None:
     sweep, name = table.replace("/", "_"), table.split("/")[0]
     settings = composed(f"sweep={sweep}")
-    parts = [part for part in find(table) if part.dataset == "cifar10" or name == "sg_unlearn"]
+    parts = [part for part in find(table) if part.dataset.startswith(("cifar", "tiny"))]
     theirs = {method for part in parts for method in part.rows if paper(name).methods[method].ours}
     if name == "munba":  # its other rows have not been read; they are named in `unread`
         theirs |= {"finetune", "gradient_ascent", "influence", "boundary_expand", "boundary_shrink", "l1_sparse"}

@@ -26,6 +26,21 @@ class SevenBySeven(nn.Module):
         return self.rows.T @ x @ self.columns
 
 
+def layers(letter: str, shape: tuple[int, int, int]) -> tuple[nn.Sequential, int]:
+    """The convolutions of the paper's configuration `letter`, and how many max-pools an image of `shape` has room for.
+
+    Those that would find a side of one pixel, the last ones, are left out.
+    """
+    channels, height, width = shape
+    plan = list(cfgs[letter])
+    pools = min(plan.count("M"), min(height, width).bit_length() - 1)
+    while plan.count("M") > pools:
+        del plan[len(plan) - 1 - plan[::-1].index("M")]
+    features = make_layers(plan, batch_norm=True)
+    features[0] = nn.Conv2d(channels, 64, 3, padding=1)
+    return features, pools
+
+
 def vgg16_bn(shape: tuple[int, int, int], class_count: int) -> nn.Module:
     """Torchvision's VGG-16 for images of `shape` (channels, height, width): B x C x H x W to B x `class_count`.
 
@@ -34,13 +49,8 @@ def vgg16_bn(shape: tuple[int, int, int], class_count: int) -> nn.Module:
     2 pixels is a `SettingError`.
     """
     require_side("vgg16_bn", shape, 2)
-    channels, height, width = shape
-    plan = list(cfgs["D"])
-    pools = min(plan.count("M"), min(height, width).bit_length() - 1)
-    while plan.count("M") > pools:
-        del plan[len(plan) - 1 - plan[::-1].index("M")]
-    features = make_layers(plan, batch_norm=True)
-    features[0] = nn.Conv2d(channels, 64, 3, padding=1)
+    features, pools = layers("D", shape)
+    _, height, width = shape
     if is_small(shape):
         initialise(features)
         head = {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "head": nn.Linear(512, class_count)}
