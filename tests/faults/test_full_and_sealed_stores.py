@@ -255,6 +255,7 @@ def test_a_complete_run_prints_its_table_from_a_read_only_file_system(tmp_path: 
     (line,) = again.stderr.splitlines()
     assert line.startswith("wandb: row ")
     assert "Read-only file system" in line
+    assert not list(tmp_path.glob("wandb/*run*")), "without a mark it would be sent every time"
     other = in_a_namespace("bash", "-c", SEALED, "sealed", str(store), *words, "method=random_label", **settings)
     assert (other.returncode, other.stdout) == (2, "")
     allowed = "cannot be written to (Read-only file system); name another folder"
