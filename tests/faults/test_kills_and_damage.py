@@ -3,7 +3,6 @@
 `make test` tries a tenth, `make faults` all: 100 kills, 8 processes for 24 rows, 100 damaged files.
 """
 
-import functools
 import json
 import os
 import random
@@ -21,10 +20,8 @@ import pytest
 from laws import ROOT, content_of
 from test_lab import unclocked
 
-from unlearn import lab as labs
 from unlearn.lab import Lab
 from unlearn.row import row
-from unlearn.session import session
 from unlearn.store import Store, fault
 
 SHARE = int(os.environ.get("UNLEARN_FAULTS", "30")) / 300
@@ -186,13 +183,11 @@ def test_every_damaged_file_is_found_set_aside_and_made_again(
 def test_damaged_unfinished_work_is_found_set_aside_and_begun_again(
     made: tuple[Path, Any, dict[str, Any]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, composed, _ = made
-    words = composed.settings | {"train": composed.settings["train"] | {"epochs": 3}}
+    words = composed.settings | {"train": composed.settings["train"] | {"epochs": 3}, "checkpoint_seconds": 0}
     undisturbed = Lab(words).original()
-    monkeypatch.setattr(labs, "session", functools.partial(session, checkpoint_seconds=0.0))
     draw, kinds = random.Random(13), set()
 
     def killed_after_two(label: str, line: dict[str, Any], epochs: int) -> None:
