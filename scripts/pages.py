@@ -23,6 +23,7 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from pydantic import ConfigDict, PydanticInvalidForJsonSchema, TypeAdapter
 
+from unlearn.layers import SCOPES
 from unlearn.report.table import CONTESTANTS, Row, markdown, read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,6 +245,8 @@ def page(it: Entry) -> str:
     files = [f"{it.module.__name__.replace('.', '/')}.py", f"conf/{it.group}/{it.name}.yaml"]
     given = ", ".join(f"`{part}`" for part in sorted(getattr(it.module, "NEEDS", ()))) or "no images"
     facts = [f"Needs: {given}."] if it.group == "method" else []
+    if it.group == "method" and any(own.name == "lr" for own in it.settings):
+        facts.append(f"What it may change: `layers={'`, `'.join(SCOPES)}`, or names of modules.")
     facts.append(f"Sources: {', '.join(f'[{file}](../../{file})' for file in files)}.")
     facts += [f"More: {', '.join(found)}."] if (found := list(mentions(it.name))) else []
     ours = list(numbers(it) if it.group == "method" else calibration(it))

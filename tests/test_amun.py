@@ -25,6 +25,7 @@ from unlearn.request import Request
 from unlearn.session import session
 from unlearn.settings import SettingError, build
 from unlearn.signals import Signals, logits
+from unlearn.store import Stored
 from unlearn.streams import Streams
 
 CPU = torch.device("cpu")
@@ -463,6 +464,34 @@ def test_later_requests_use_the_original_or_the_model_as_it_is(lab: Callable[...
     found = here.request(1).neighbours("current", "forget", "l2", 0.04, 10)
     scores = logits_of(here.load(here.unlearned(request=0)), found.images)
     assert torch.equal(scores.argmax(1), found.labels)
+
+
+def test_a_repeat_is_searched_on_the_model_that_it_starts_from(
+    lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, models = lab(*FAST, "requests=2", "method.neighbours_of=current", "method.lr=0.1"), []
+    search = here.adversarial
+
+    def noted(stored: Stored, *arguments: Any) -> Adversarial:
+        models.append(stored.key)
+        return search(stored, *arguments)
+
+    monkeypatch.setattr(here, "adversarial", noted)
+    here.unlearned(request=1, repeat=1)
+    first = here.unlearned(request=0, repeat=1)
+    assert first.key != here.unlearned(request=0).key
+    assert models[:2] == [here.original().key, first.key]
+
+
+def test_what_was_found_lies_beside_the_model_for_pictures(lab: Callable[..., Lab]) -> None:
+    for searched in ("forget", "train"):
+        here = lab(*FAST, f"method.searched={searched}")
+        folder = here.unlearned().folder
+        found = here.request(0).neighbours("original", searched, "l2", 0.04, 10)
+        for name in ("labels", "norms", "found"):
+            np.testing.assert_array_equal(np.load(folder / f"neighbours_{name}.npy"), getattr(found, name).numpy())
+        assert len(found) == len(here.forget)
+        assert found.norms[found.found].max() > 0
 
 
 @torch.no_grad()

@@ -3,19 +3,22 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from laws import state_of
+from laws import assert_an_interruption_leaves_no_trace, state_of
 from torch import nn
 
 from unlearn.batches import Batch, Batches, shuffled
+from unlearn.checks import check_method
+from unlearn.data.images import as_model_input
 from unlearn.games.bargaining import Outcome, nash_weights
 from unlearn.games.follower import best_response_utility
 from unlearn.lab import Lab
-from unlearn.loop import cross_entropy
+from unlearn.loop import DivergedError, cross_entropy
 from unlearn.masks import salient
 from unlearn.methods.munba import first_batches, rules, settle
 from unlearn.methods.sg_unlearn import fill, judged, outputs, problems
@@ -85,16 +88,25 @@ def test_the_released_schedule_bargains_first_and_repairs_after() -> None:
     assert list(first_batches(forget, retain)(0)) == [("f0", "r0"), ("f1", "r1")]
 
 
-@pytest.mark.parametrize("aggregator", ["nash", "sum", "fixed", "mgda", "pcgrad", "imtl_g"])
-@pytest.mark.parametrize("bargain", ["first_batches", "every_step"])
-def test_every_aggregator_runs_and_writes_its_numbers_down(
-    lab: Callable[..., Lab], aggregator: str, bargain: str
+MUNBA = (*SMALL, "method=munba", "method.epochs=2")
+
+
+@pytest.mark.parametrize("aggregator", ["sum", "fixed", "mgda", "pcgrad", "imtl_g"])
+def test_every_aggregator_makes_a_model_of_its_own_and_writes_its_numbers_down(
+    lab: Callable[..., Lab], aggregator: str
 ) -> None:
-    words = ("method=munba", "method.epochs=2", f"method.aggregator={aggregator}", f"method.bargain={bargain}")
-    model, history = unlearned(lab(*SMALL, *words))
-    assert all(np.isfinite(parameter.detach().numpy()).all() for parameter in model.parameters())
-    assert {"cosine", "retain_weight", "forget_weight", "fallback"} <= history[-1].keys()
-    assert -1 <= history[-1]["cosine"] <= 1
+    # Unclipped, or the two that have the bargain's direction would have its step too
+    nash, other = (
+        unlearned(lab(*MUNBA, "method.clip=null", f"method.aggregator={its}")) for its in ("nash", aggregator)
+    )
+    assert state_of(nash[0]) != state_of(other[0])
+    for model, history in (nash, other):
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+        line = history[-1]
+        assert {"retain_weight", "forget_weight", "opposed", "vanished", "not_positive"} <= line.keys()
+        assert -1 <= line["cosine"] <= 1
+        assert line["fallback"] == line["opposed"] + line["vanished"] + line["not_positive"]
+    assert abs(nash[1][-1]["imbalance"]) < 1e-9  # the bargain's two players gain the same
 
 
 @pytest.mark.parametrize(
@@ -103,17 +115,63 @@ def test_every_aggregator_runs_and_writes_its_numbers_down(
         ("method.compat=released",),
         ("method.forget_loss=ascent",),
         ("method.forget_loss=other_label",),
-        ("method.aggregator=fixed", "method.retain_weight=0.5", "method.forget_weight=0.5"),
         ("method.clip=null",),
         ("method.mask_share=0.5",),
+        ("method.bargain=every_step",),
         ("layers=last",),
     ],
 )
 def test_munbas_other_options_change_the_model(lab: Callable[..., Lab], words: tuple[str, ...]) -> None:
-    plain, _ = unlearned(lab(*SMALL, "method=munba", "method.epochs=2"))
-    made = lab(*SMALL, "method=munba", "method.epochs=2", *words)
+    plain, _ = unlearned(lab(*MUNBA))
+    made = lab(*MUNBA, *words)
     other = made.load(made.unlearned()) if words[0].startswith("layers") else unlearned(made)[0]
     assert state_of(plain) != state_of(other)
+
+
+def forget_loss(lab: Lab, model: nn.Module) -> float:
+    forget = lab.request(0).forget
+    return cross_entropy(model.eval(), Batch(as_model_input(forget.pixels, torch.device("cpu")), forget.labels)).item()
+
+
+def test_the_weights_are_those_of_their_players_and_ascent_climbs(lab: Callable[..., Lab]) -> None:
+    words = ("method.aggregator=fixed", "method.forget_loss=ascent", "method.bargain=every_step", "method.clip=null")
+    alone = {}
+    for player, weights in {"retain": (1, 0), "forget": (0, 1)}.items():
+        its = (
+            f"method.retain_weight={weights[0]}",
+            f"method.forget_weight={weights[1]}",
+            "method.lr=0.02",
+            "method.batch_size=64",
+        )
+        made = lab(*MUNBA, *words, *its)
+        alone[player] = forget_loss(made, unlearned(made)[0])
+    before = forget_loss(made, made.load(made.original()))
+    assert alone["forget"] > 2 * before  # every step climbs, and none repairs
+    assert alone["retain"] < 1.2 * before
+
+
+@pytest.mark.parametrize(("weights", "player"), [((1.0, 0.0), 0), ((0.0, 1.0), 1)])
+def test_a_weight_of_zero_leaves_the_other_players_gradient(
+    two: tuple[nn.Module, Batch, Batch], weights: tuple[float, float], player: int
+) -> None:
+    model, *batches = two
+    expected = gradients(model, cross_entropy(model, batches[player]))
+    losses = (cross_entropy(model, batches[0]), cross_entropy(model, batches[1]))
+    settle(losses, list(model.parameters()), rule=rules(*weights)["fixed"], clip=None)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(two: tuple[nn.Module, Batch, Batch]) -> None:
+    model, retain, forget = two
+    losses = (cross_entropy(model, retain), torch.inf * cross_entropy(model, forget))
+    with pytest.raises(DivergedError, match="not finite"):
+        settle(losses, list(model.parameters()), rule=nash_weights, clip=1.0)
+
+
+def test_the_released_formula_is_of_the_bargain_alone(lab: Callable[..., Lab]) -> None:
+    with pytest.raises(SettingError, match=r"method\.compat=released: must be null for aggregator=sum"):
+        lab(*MUNBA, "method.aggregator=sum", "method.compat=released")
 
 
 def test_munba_moves_only_the_masks_entries(lab: Callable[..., Lab]) -> None:
@@ -144,40 +202,111 @@ def test_the_passes_alone_refresh_statistics_and_nothing_else_in_the_first_epoch
     assert all("running" in name or "batches_tracked" in name for name in differing)
 
 
+GAME = (*SMALL, "method=sg_unlearn", "method.epochs=1", "method.batch_size=256", "method.per_class=false")
+RIDGE = (*GAME, "method.auditor=hinge_l2", "method.regularisation=0.1")
+NEURAL = (*GAME, "method.auditor=neural", "method.regularisation=0.01", "method.network_steps=20")
+UNROLLED = (*NEURAL, "method.network_gradient=unrolled")
+OPTIONS = {
+    GAME: ("auditor=hinge_l2 regularisation=0.1", "regularisation=0.001", "features=loss", "attack_batch=40"),
+    RIDGE: (
+        *(f"game={game}" for game in ("direct", "implicit", "constant", "random_direction", "passes", "none")),
+        *(f"auditor={auditor}" for auditor in ("hinge_l1", "squared_hinge", "logistic", "neural")),
+        "utility=auc",
+        "utility=balanced_accuracy",
+        "regularisation=0.2",
+        "per_class=true",
+        "optimiser=shared",
+        "alpha=3",
+        "attack_step=0.5",
+        "folds=2",
+        "fold_share=0.5",
+    ),
+    (*RIDGE, "method.attack_batch=40"): ("attack_every=pair",),
+    NEURAL: (
+        "network_width=8",
+        "network_steps=60",
+        "network_lr=0.01",
+        "network_gradient=unrolled",
+        "network_newton_steps=1",
+        "network_cg_steps=2",
+    ),
+    UNROLLED: ("network_unrolled_steps=3",),
+}
+
+
 @pytest.mark.parametrize(
-    "words",
-    [
-        ("method.auditor=hinge_l2", "method.regularisation=0.1"),
-        ("method.auditor=squared_hinge", "method.regularisation=0.1"),
-        ("method.auditor=logistic", "method.regularisation=0.1"),
-        ("method.auditor=neural", "method.regularisation=0.1", "method.network_steps=20"),
-        ("method.auditor=hinge_l2", "method.regularisation=0.1", "method.per_class=true"),
-        ("method.utility=auc",),
-        ("method.utility=balanced_accuracy",),
-        ("method.features=loss",),
-        ("method.attack_every=pair", "method.attack_batch=40"),
-        ("method.optimiser=shared",),
-        ("method.game=random_direction",),
-        ("method.game=direct",),
-        ("method.game=implicit",),
-        ("method.compat=released",),
-        ("method.auditor=neural", "method.regularisation=0.1", "method.network_gradient=unrolled"),
-        ("method.auditor=hinge_l2", "method.regularisation=0.1", "method.solver=cvxpylayers", "method.folds=1"),
-        ("method.alpha=3",),
-        ("method.augmented=false", "method.attack_step=0.5", "method.folds=2", "method.fold_share=0.5"),
-    ],
+    ("base", "option"), [(base, option) for base, options in OPTIONS.items() for option in options]
 )
-def test_every_option_of_the_game_runs_and_changes_the_model(lab: Callable[..., Lab], words: tuple[str, ...]) -> None:
-    plain = ("method=sg_unlearn", "method.epochs=2", "method.batch_size=256", "method.per_class=false")
-    base, _ = unlearned(lab(*SMALL, *plain, "method.game=none"))
-    chosen = {word.split("=")[0]: word for word in (*plain, *words)}
-    model, history = unlearned(lab(*SMALL, *chosen.values()))
-    assert state_of(model) != state_of(base)
-    assert history[-1]["problems"] >= 1
-    assert np.isfinite(history[-1]["utility"])
+def test_every_option_of_the_game_makes_another_model_than_its_default(
+    lab: Callable[..., Lab], base: tuple[str, ...], option: str
+) -> None:
+    words = {word.split("=")[0]: word for word in (*base, *(f"method.{each}" for each in option.split()))}
+    (plain, _), (model, history) = unlearned(lab(*base)), unlearned(lab(*words.values()))
+    differing = {name for name, value in state_of(model).items() if value != state_of(plain)[name]}
+    assert differing & {name for name, _ in model.named_parameters()}
+    if option != "game=none":
+        assert history[-1]["problems"] >= 1
+        assert np.isfinite(history[-1]["utility"])
 
 
-@pytest.mark.parametrize("quirk", ["Q1", "Q3", "Q5", "Q6"])
+@pytest.mark.parametrize("solver", ["cvxpylayers", "cvxpylayers_tight"])
+def test_the_papers_solver_leads_next_to_where_the_closed_form_does(lab: Callable[..., Lab], solver: str) -> None:
+    words = (*RIDGE, "method.folds=1", "method.attack_batch=60")
+    (plain, _), (model, _) = unlearned(lab(*words)), unlearned(lab(*words, f"method.solver={solver}"))
+    assert state_of(plain) != state_of(model)
+    for one, other in zip(plain.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [("method.network_gradient=unrolled",), ("method.attack_every=pair",)])
+def test_an_interrupted_game_against_a_network_goes_on_bit_for_bit(
+    lab: Callable[..., Lab], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    made = lab(*NEURAL, "method.epochs=3", "method.attack_batch=40", *words)
+    original, request = made.original(), made.request(0)
+    whole = assert_an_interruption_leaves_no_trace(
+        lambda: made.method(made.load(original), request, Streams("test")), tmp_path / "unfinished", 2
+    )
+    assert whole.history[-1]["utility"] != whole.history[0]["utility"]
+
+
+def test_a_network_that_its_penalty_has_taken_away_is_counted(lab: Callable[..., Lab]) -> None:
+    _, alive = unlearned(lab(*NEURAL))
+    _, gone = unlearned(lab(*NEURAL, "method.regularisation=0.3"))
+    assert alive[-1]["constant"] == 0
+    assert gone[-1]["constant"] == gone[-1]["problems"] > 0
+
+
+def test_adjoints_that_are_not_solved_reach_the_history(lab: Callable[..., Lab]) -> None:
+    _, history = unlearned(lab(*NEURAL, "method.network_cg_steps=2"))
+    assert history[-1]["adjoint_unsolved"] == history[-1]["problems"] > 0
+
+
+def test_every_pairs_random_direction_is_its_own(lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def noted(parameters: list[nn.Parameter], at_random: bool, generator: torch.Generator) -> None:
+        seeds.append(generator.initial_seed())
+        fill(parameters, at_random, generator)
+
+    monkeypatch.setattr("unlearn.methods.sg_unlearn.fill", noted)
+    words = ("method.game=random_direction", "method.attack_every=pair", "method.attack_batch=40", "method.epochs=2")
+    unlearned(lab(*RIDGE, *words))
+    assert len(seeds) > 4
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_the_auditors_passes_have_the_trainings_precision(lab: Callable[..., Lab]) -> None:
+    made = lab(*RIDGE)
+    model, seen = made.load(made.original()), []
+    model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    with session(precision="bf16"):
+        made.method(model, made.request(0), Streams("test"))
+    assert len(seen) > 4
+    assert all(seen)
+
+
+@pytest.mark.parametrize("quirk", ["Q1", "Q3", "Q5", "Q6", "Q6_svhn"])
 def test_each_quirk_of_the_released_code_changes_the_model(lab: Callable[..., Lab], quirk: str) -> None:
     words = (*SMALL, "dataset.augment=[flip]", "method=sg_unlearn", "method.epochs=2", "method.per_class=false")
     clean, _ = unlearned(lab(*words))
@@ -186,6 +315,25 @@ def test_each_quirk_of_the_released_code_changes_the_model(lab: Callable[..., La
     by_name = {"Q3": "method.optimiser=shared", "Q6": "method.augmented=false"}
     if quirk in by_name:
         assert state_of(quirky) == state_of(unlearned(lab(*words, by_name[quirk]))[0])
+
+
+def test_released_is_six_quirks_of_which_the_second_does_nothing(lab: Callable[..., Lab]) -> None:
+    words = (*SMALL, "dataset.augment=[flip]", "method=sg_unlearn", "method.epochs=2", "method.per_class=false")
+    plain, second, all_six, five = (
+        state_of(unlearned(lab(*words, f"method.compat={quirks}"))[0])
+        for quirks in ("null", "[Q2]", "released", "[Q1,Q3,Q4,Q5,Q6]")
+    )
+    assert plain == second
+    assert all_six == five
+
+
+def test_the_released_loop_fine_tunes_in_eval_mode_after_the_first_epoch(lab: Callable[..., Lab]) -> None:
+    made = lab(*RIDGE, "method.epochs=2", "method.compat=[Q1]")
+    model, modes = made.load(made.original()), []
+    model.register_forward_hook(lambda its, *_: modes.append(its.training))
+    made.method(model, made.request(0), Streams("test"))
+    steps, passes = -(-len(made.request(0).retain) // 256), 2  # one pair an epoch
+    assert modes == [True] * (steps + passes) + [False] * steps + [True] * passes
 
 
 def test_without_a_weight_the_passes_remain_and_q4_drops_them(lab: Callable[..., Lab]) -> None:
@@ -202,13 +350,23 @@ def test_auditors_see_only_unseen_images_of_the_forgotten_classes(lab: Callable[
     assert history[-1]["one_membership"] == 0
     request = made.request(0)
     others = request.validation[(request.validation.labels != 0).nonzero().flatten()]
+    made.request = lambda number: replace(request, validation=others)  # type: ignore[method-assign]
     with pytest.raises(SettingError, match="unseen"):
-        made.method(made.load(made.original()), replace(request, validation=others), Streams("test"))
+        check_method(made)
 
 
-def test_a_regularisation_that_the_auditor_cannot_have_is_refused(lab: Callable[..., Lab]) -> None:
-    with pytest.raises(SettingError, match=r"method\.regularisation"):
-        unlearned(lab(*SMALL, "method=sg_unlearn", "method.auditor=logistic"))
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (("method.auditor=logistic",), "regularisation"),
+        (("method.auditor=neural", "method.regularisation=0.01", "method.solver=cvxpylayers"), "solver"),
+    ],
+)
+def test_auditors_that_there_cannot_be_are_refused_before_anything_is_trained(
+    lab: Callable[..., Lab], words: tuple[str, ...], key: str
+) -> None:
+    with pytest.raises(SettingError, match=rf"method\.{key}"):
+        lab(*SMALL, "method=sg_unlearn", *words)
 
 
 def test_folds_are_disjoint_pure_in_class_and_hold_both_memberships() -> None:

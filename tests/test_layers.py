@@ -1,12 +1,14 @@
 """Which layers each scope means on every architecture, and that a scope trains exactly them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from laws import stems, yaml_of
+from laws import changed, state_of, stems, yaml_of
 from torch import nn
 
+from unlearn.lab import Lab
 from unlearn.layers import scope, trained_modules, units
 from unlearn.session import current, session
 from unlearn.settings import SettingError, build
@@ -139,3 +141,22 @@ def test_modules_can_be_named_and_unknown_ones_are_refused() -> None:
             trained_modules(net, layers)
     with pytest.raises(SettingError, match="layers=intermediate"):
         trained_modules(network("convnet"), "intermediate")
+
+
+@pytest.mark.parametrize("model", ["resnet20", "vit_micro"])
+@pytest.mark.parametrize("method", ["finetune", "munba", "sg_unlearn", "amun"])
+def test_methods_leave_what_is_frozen_bit_identical_statistics_included(
+    lab: Callable[..., Lab], model: str, method: str
+) -> None:
+    words = {
+        "sg_unlearn": ["method.per_class=false", "method.compat=[Q1]"],
+        "amun": ["method.steps=5", "method.batch_size=256"],
+    }
+    short = [f"method={method}", "method.epochs=1", *words.get(method, [])]
+    here = lab(f"model={model}", "train.epochs=1", "layers=intermediate+last", *short)
+    original, after = here.load(here.original()), here.load(here.unlearned())
+    inside = tuple(f"1.{name}" for name in trained_modules(original[1], "intermediate+last"))
+    moved = changed(state_of(original), state_of(after))
+    assert moved
+    assert all(name.startswith(inside) for name in moved)
+    assert {name for name, _ in after.named_parameters() if name.startswith(inside)} <= moved

@@ -165,7 +165,7 @@ class Lab:
 
         def given() -> tuple[nn.Module, Request]:
             parent = self.unlearned(seed, number - 1, repeat) if number else self.original(seed)
-            return self.load(parent), self.request(number, seed).limited_to(needed(self.method))
+            return self.load(parent), self.request(number, seed, repeat).limited_to(needed(self.method))
 
         def unlearn(given: tuple[nn.Module, Request]) -> nn.Module:
             with scope(given[0], self.layers):
@@ -181,16 +181,20 @@ class Lab:
         model.load_state_dict(load_file(stored.folder / "model.safetensors", device=str(self.device)))
         return model.eval()
 
-    def request(self, number: int, seed: Seed | None = None) -> Request:
-        """What a method may see when request `number` arrives: the requests before it have been met."""
+    def request(self, number: int, seed: Seed | None = None, repeat: int = 0) -> Request:
+        """What a method may see when request `number` arrives: the requests before it have been met, by that repeat."""
         met = torch.cat(self.requests[: number + 1])
 
         def neighbours(of: Of, searched: Searched, norm: Norm, eps: float, steps: int) -> Adversarial:
-            model = self.unlearned(seed, number - 1) if number and of == "current" else self.original(seed)
+            met_before = number and of == "current"
+            model = self.unlearned(seed, number - 1, repeat) if met_before else self.original(seed)
             forget = self.requests[number]
-            if searched == "forget":
-                return self.adversarial(model, forget, norm, eps, steps)
-            return self.adversarial(model, torch.arange(len(self.data.train)), norm, eps, steps)[forget]
+            around = forget if searched == "forget" else torch.arange(len(self.data.train))
+            found = self.adversarial(model, around, norm, eps, steps)
+            found = found if searched == "forget" else found[forget]
+            for name in ("labels", "norms", "found"):
+                current().arrays[f"neighbours_{name}"] = getattr(found, name).cpu().numpy()
+            return found
 
         return Request(
             forget=self.data.train[self.requests[number]],
@@ -270,6 +274,8 @@ class Lab:
             write(folder / "model.safetensors", as_bytes(weights))
             if self.half is not None:  # so that a reference model says itself what it has seen
                 write_array(folder / "half.npy", self.data.train_index.numpy())
+            for name, array in done.arrays.items():
+                write_array(folder / f"{name}.npy", array)
             write_json(folder / "cost.json", cost)
             write_json(folder / "history.json", done.history)
 

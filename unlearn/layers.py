@@ -3,7 +3,7 @@
 Tran & Woo (WWW Companion 2025, arXiv:2504.13610) report that the intermediate and last layers suffice. The paper's
 split is not public; ours divides the repeated blocks of a network in three, a stem going with the first and a head with
 the last: stem + layer1 | layer2 + layer3 | layer4 + head for a ResNet of four stages, thirds of a transformer's blocks.
-Of two blocks none is in the middle, and a single one goes with the stem.
+Of two blocks none is in the middle, and a single one goes with the stem. A transformer's last norm is part of its head.
 Frozen layers keep their parameters and their norm statistics, bit for bit, and the backward pass ends where they begin.
 """
 

@@ -47,6 +47,11 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+def autocast(model: nn.Module) -> torch.autocast:
+    """The precision of the session in force, for a forward pass that is part of training."""
+    return torch.autocast(device_of(model).type, torch.bfloat16, enabled=current().precision == "bf16")
+
+
 def train_mode(model: nn.Module) -> None:
     """Put a model in training mode, but for the layers that a scope freezes."""
     model.train()
@@ -107,7 +112,7 @@ def fit(
     def step(batch: Any, number: int) -> tuple[Tensor, Mapping[str, float]]:
         chosen = optimisers[bool(second and second(batch))]
         chosen.param_groups[0]["lr"] = lr * schedule(number, batches.steps, epochs)
-        with torch.autocast(device_of(model).type, torch.bfloat16, enabled=now.precision == "bf16"):
+        with autocast(model):
             value = loss(model, moved(batch, device_of(model)))
         chosen.zero_grad(set_to_none=True)
         shown, numbers = backward(value, trained)

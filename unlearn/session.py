@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -23,8 +24,9 @@ class Session:
 
     `checkpoint` is the folder for unfinished work, or None; `history` holds one dict an epoch; `loading_seconds` is
     the time spent making batches or in `apart`, which `seconds` leaves out; `frozen` modules stay in eval mode
-    (`layers.scope`). `drawn(images, positions)` is told each batch of `batches.shuffled` before it is made, and
-    `stepped()` the end of each step of the loop, for whoever watches a training (`replay`).
+    (`layers.scope`); `arrays` are kept beside the model, for pictures. `drawn(images, positions)` is told each batch of
+    `batches.shuffled` before it is made, and `stepped()` the end of each step of the loop, for whoever watches a
+    training (`replay`).
     """
 
     precision: str = "fp32"
@@ -37,6 +39,7 @@ class Session:
     loading_seconds: float = 0.0
     fits: int = 0
     frozen: list[nn.Module] = field(default_factory=list)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     drawn: Callable[[Any, Tensor], None] | None = None
     stepped: Callable[[], None] | None = None
     started: float = field(default_factory=time.perf_counter)

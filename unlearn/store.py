@@ -29,7 +29,7 @@ from unlearn.streams import forked
 FORMAT = {
     "originals": 1,
     "retrained": 1,
-    "unlearned": 1,
+    "unlearned": 2,
     "adversarial": 1,
     "signals": 1,
     "audits": 1,

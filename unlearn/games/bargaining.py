@@ -21,7 +21,7 @@ Gradient = Sequence[Tensor]
 Floats = NDArray[np.float64]
 
 SHORTEST = 1e-12  # a shorter gradient has no direction
-OPPOSITION = 1e-6  # below this 1 + cosine a step that helps both would be a thousand times a unit gradient and longer
+OPPOSITION = 1e-6  # below this 1 + cosine each weighs a thousand unit gradients or more, which then cancel
 FALLBACK = (1.0, 0.1)  # L_r + 0.1 L_f, as in MUNBa's code
 ITERATIONS = 500  # far more than Newton's method needs; fewer than 50 have been seen
 

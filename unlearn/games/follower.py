@@ -35,6 +35,7 @@ class Info(NamedTuple):
     - `problems`: all of them; `no_rows`, `one_membership`: no training rows, or only of one membership. Zero weights,
       the bias that answers this membership, no implicit gradient.
     - `constant`: a hinge auditor's optimum is to give every row the answer of the more frequent membership. The same.
+      Of networks: all training rows have the same score, to a thousandth; a smaller regularisation brings them back.
     - `separable`: `hinge_l1` without regularisation, rows that a plane separates: the hard-margin machine.
     - `not_unique`: the linear program has other optima (features that depend on each other, say), and a gradient that
       does not exist; the one given keeps the margin rows where they are.

@@ -17,6 +17,7 @@ from unlearn.games.linear import attach, times
 
 STATIONARY = 1e-7  # the largest entry of a gradient that counts as a stationary point
 SOLVED = 1e-10  # relative residual of conjugate gradients
+CONSTANT = 1e-3  # scores of training rows that differ by less: the penalty has taken the network away
 
 
 class Network(NamedTuple):
@@ -51,7 +52,7 @@ def best_response(
     start = _initial(x, network)
     with torch.enable_grad():
         phi = _adam(z, y, decay, start, network, unrolled)
-    outcomes = {"adjoint_unsolved": 0}
+    outcomes = {"adjoint_unsolved": 0, "constant": 0}
     if network.gradient == "implicit":
         phi, gradient = _newton(z.detach(), y, decay, phi, network)
         outcomes["unconverged"] = int((gradient.abs().amax(1) > STATIONARY).sum())
@@ -62,6 +63,9 @@ def best_response(
             return moved
 
         phi = attach(z, phi, pullback)
+    scores, absent = _score(phi.detach(), z.detach()), y == 0
+    ends = scores.masked_fill(absent, -torch.inf).amax(1), scores.masked_fill(absent, torch.inf).amin(1)
+    outcomes["constant"] = int((ends[0] - ends[1] < CONSTANT).sum())  # minus infinity for a problem without rows
     return phi, lambda rows: _score(phi, (rows - mean) / spread), outcomes
 
 

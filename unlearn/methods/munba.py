@@ -9,8 +9,8 @@ direction bisects the two unit gradients, whatever their lengths, so a weight on
 Deviations from the released code:
 - The weights, unless `compat: released`, are the exact closed form with inner products in double precision. The
   released one adds 1e-8 to raw denominators in float32, so that for a model with small gradients many steps silently
-  become `L_r + 0.1 L_f` or are ruled by one loss. Steps that fall back are counted in the curves (`fallback`), never
-  hidden.
+  become `L_r + 0.1 L_f` or are ruled by one loss. Steps that fall back are counted in the curves (`fallback`, and the
+  share of each reason), never hidden; a gradient that is not finite ends the run as diverged.
 - Two backward passes a step instead of three, which gives the same gradients.
 - A forget set longer than the retained one crashes the released loop; here the retained batches lead and forget batches
   beyond them are met in the next pass (`bargain: every_step`) or not at all (`first_batches`).
@@ -21,6 +21,7 @@ repair is what `every_step` shows. The paper is reported to maximise cross-entro
 code has random labels with the true one allowed (`random_label`), and the ascent commented out.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, islice
@@ -32,14 +33,24 @@ from torch import Tensor, nn
 from unlearn.batches import Batch, Batches, anew, paired, shuffled, sizes
 from unlearn.games import bargaining
 from unlearn.games.bargaining import Outcome, Weights
-from unlearn.loop import cross_entropy, descend, fit
+from unlearn.loop import DivergedError, cross_entropy, descend, fit
 from unlearn.masks import salient
 from unlearn.methods.random_label import draw
 from unlearn.request import Request
-from unlearn.settings import Count, NotNegative, Positive, Probability
+from unlearn.session import current
+from unlearn.settings import Count, NotNegative, Positive, Probability, SettingError
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"retain", "forget"})
+FALLS = (Outcome.OPPOSED, Outcome.VANISHED, Outcome.NOT_POSITIVE)
+
+
+def check(lab: Any, *, aggregator: str, compat: str | None, **_: Any) -> None:
+    """There is released code for one aggregator alone."""
+    if compat and aggregator != "nash":
+        raise SettingError(
+            "method.compat", compat, f"must be null for aggregator={aggregator}: it is a formula of nash"
+        )
 
 
 def munba(
@@ -74,7 +85,7 @@ def munba(
             return cross_entropy(model, batch)
         return cross_entropy(model, batch[0]), sign * cross_entropy(model, batch[1])
 
-    rule = rules(retain_weight, forget_weight)["released" if compat and aggregator == "nash" else aggregator]
+    rule = rules(retain_weight, forget_weight)["released" if compat else aggregator]
     return fit(
         model,
         paired(retain, forget) if bargain == "every_step" else first_batches(retain, forget),
@@ -105,12 +116,17 @@ def rules(retain_weight: float, forget_weight: float) -> dict[str, Callable[[flo
 def settle(
     losses: Any, parameters: list[nn.Parameter], *, rule: Callable[[float, float, float], Weights], clip: float | None
 ) -> tuple[Tensor, Mapping[str, float]]:
-    """Set the gradients to what two losses settle on; a single loss is plain descent, without clipping."""
+    """Set the gradients to what two losses settle on; a single loss is plain descent, without clipping.
+
+    Raises `DivergedError` for a player whose gradient is not finite: no weights make a step of it.
+    """
     if not isinstance(losses, tuple):
         return descend(losses, parameters)
     first, second = (list(torch.autograd.grad(loss, parameters, materialize_grads=True)) for loss in losses)
     gram = bargaining.gram(first, second)
     weights = rule(*gram)
+    if not math.isfinite(gram.cosine):
+        raise DivergedError(f"{current().label}: a player's gradient is not finite (norms {gram.norm1}, {gram.norm2})")
     for parameter, gradient in zip(parameters, bargaining.combine(first, second, weights), strict=True):
         parameter.grad = gradient
     if clip is not None:
@@ -119,7 +135,9 @@ def settle(
         "cosine": gram.cosine,
         "retain_weight": weights.retain,
         "forget_weight": weights.forget,
+        "imbalance": weights.retain * gram.norm1 - weights.forget * gram.norm2,  # of the players; 0 in the bargain
         "fallback": float(weights.outcome is not Outcome.SOLVED),
+        **{fall.value: float(weights.outcome is fall) for fall in FALLS},
     }
     return losses[0].detach() + losses[1].detach(), numbers
 

@@ -19,9 +19,11 @@ all of them:
 - Q3: its auditor's step shares the momentum of the fine-tuning (`optimiser: shared`); here it has its own by default.
 - Q4: `alpha: 0` also drops the auditor's forward passes (`game: none`); here it is `game: passes`.
 - Q5: its folds are stratified by class alone, so that a fold may hold one membership only; here by membership too.
-- Q6: its CIFAR script augments nothing (`augmented: false`).
-Q2, a cosine schedule that is undone after every step, has no effect to bring back; Q7, a max-pool in the stem, is the
-model's business. The released class-wise script has no game at all: every auditor there sees a single membership.
+- Q6: its CIFAR script augments nothing (`augmented: false`). `Q6_svhn`, not among those of `released`: its SVHN script
+  augments the forget images that the auditor sees and not the unseen ones, so that augmentation tells them apart.
+Q2, a cosine schedule that is undone after every step, can be named and has no effect to bring back; Q7, a max-pool in
+the stem, is the model's business. The released class-wise script has no game at all: every auditor there sees a single
+membership.
 """
 
 from collections import defaultdict
@@ -39,7 +41,7 @@ from unlearn.batches import Batch, Batches, shuffled
 from unlearn.data.images import Images
 from unlearn.games.follower import Auditor, Solver, Utility, best_response_utility
 from unlearn.games.neural_auditor import Network
-from unlearn.loop import cross_entropy, descend, fit, freeze_norm_statistics, train_mode
+from unlearn.loop import autocast, cross_entropy, descend, fit, train_mode
 from unlearn.request import Request
 from unlearn.settings import Count, NotNegative, Positive, Probability, SettingError, Share
 from unlearn.streams import Streams
@@ -48,7 +50,21 @@ NEEDS = frozenset({"retain", "forget", "validation"})
 
 Pair = tuple[Batch, Batch]
 """Forget images and as many unseen ones."""
-Quirk = Literal["Q1", "Q3", "Q4", "Q5", "Q6"]
+Released = Literal["Q1", "Q2", "Q3", "Q4", "Q5", "Q6"]
+Quirk = Literal["Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q6_svhn"]
+
+
+def check(lab: Any, *, auditor: str, regularisation: float, solver: str, **_: Any) -> None:
+    """The auditor has an optimum and a solver, and unseen images of the classes to forget."""
+    if regularisation == 0 and auditor != "hinge_l1":
+        raise SettingError("method.regularisation", regularisation, f"must be above 0 for auditor={auditor}")
+    if auditor == "neural" and solver != "closed":
+        raise SettingError("method.solver", solver, "must be closed for auditor=neural, which is no convex program")
+    for number in range(len(lab.requests)):
+        request = lab.request(number)
+        if not torch.isin(request.validation.labels, request.forget.labels).any():
+            allowed = "leaves no unseen images of the classes to forget, which the auditor needs"
+            raise SettingError("dataset.validation", lab.settings["dataset"].get("validation"), allowed)
 
 
 def sg_unlearn(
@@ -89,23 +105,21 @@ def sg_unlearn(
 
     A pair is `attack_batch` forget images and as many unseen ones; `attack_step` is the learning rate of its step as a
     multiple of `lr`; `folds` auditors, for each class if `per_class`, are fitted on all but a `fold_share` of its rows
-    and judged on that. Raises `SettingError` for a regularisation that the auditor cannot have.
+    and judged on that.
     """
-    quirks = set(get_args(Quirk) if compat == "released" else compat or [])
+    quirks: set[str] = set(get_args(Released) if compat == "released" else compat or [])
     augmented = augmented and "Q6" not in quirks
-    check_regularisation(auditor, regularisation)
     classes = request.forget.labels.unique()
     unseen = request.validation[torch.isin(request.validation.labels, classes).nonzero().flatten()]
-    if len(unseen) == 0:
-        raise SettingError("dataset.validation", "0 images", "of the classes to forget: the auditor needs unseen ones")
     smaller = min(len(request.forget), len(unseen))
     retain = shuffled(request.retain, batch_size, streams, augmented=augmented)
     if alpha == 0:
         game = "none" if "Q4" in quirks or game == "none" else "passes"
-    audits = pairs(request, unseen, streams, attack_batch, augmented)
+    audits = pairs(request, unseen, streams, attack_batch, augmented, augmented and "Q6_svhn" not in quirks)
     if game == "none":
         audits = Batches(0, lambda epoch: iter(()))
-    network = Network(
+    network = partial(
+        Network,
         width=network_width,
         steps=network_steps,
         learning_rate=network_lr,
@@ -113,7 +127,6 @@ def sg_unlearn(
         newton_steps=network_newton_steps,
         cg_steps=network_cg_steps,
         unrolled_steps=network_unrolled_steps,
-        generator=streams("auditor"),
     )
     answers = partial(
         best_response_utility,
@@ -123,12 +136,11 @@ def sg_unlearn(
         direct=game in ("full", "direct", "random_direction"),
         implicit=game in ("full", "implicit", "random_direction"),
         solver=solver,
-        network=network if auditor == "neural" else None,
     )
-    epoch_number = [0]
+    place = {"epoch": 0, "pair": 0}  # where the game is: what is drawn for a pair depends on nothing else
 
     def rounds(epoch: int) -> Iterator[Any]:
-        epoch_number[0] = epoch
+        place.update(epoch=epoch, pair=0)
         yield from retain(epoch)
         each = list(audits(epoch)) if attack_every == "epoch" else [(pair,) for pair in audits(epoch)]
         yield from [tuple(each)] if attack_every == "epoch" and each else each
@@ -138,34 +150,39 @@ def sg_unlearn(
         if "Q1" in quirks:
             train_mode(model)
         if isinstance(batch, Batch):
-            if "Q1" in quirks and epoch_number[0]:
-                freeze_norm_statistics(model)
+            if "Q1" in quirks and place["epoch"]:
+                model.eval()
             return cross_entropy(model, batch)
         return scored(model, batch)
 
-    def scored(model: nn.Module, batch: tuple[Pair, ...]) -> Iterator[tuple[Tensor, dict[str, float]]]:
-        """One pair's loss at a time, so that only one graph is held."""
-        for number, (forget, other) in enumerate(batch):
+    def scored(model: nn.Module, batch: tuple[Pair, ...]) -> Iterator[tuple[Tensor, float, Mapping[str, int]]]:
+        """One pair's loss at a time, so that only one graph is held, its utility, and counts that may still grow."""
+        for forget, other in batch:
+            here = (place["epoch"], place["pair"])
+            place["pair"] += 1
             rows = torch.cat([outputs(model, part, features) for part in (forget, other)])
             labels = torch.cat([forget.labels, other.labels])
             member = torch.cat([torch.ones(len(forget.labels)), -torch.ones(len(other.labels))]).to(rows)
-            seed = streams.seed("folds", epoch_number[0], number) % 2**32
+            seed = streams.seed("folds", *here) % 2**32
             chosen = problems(labels, member, per_class, folds, fold_share, seed, by_membership="Q5" not in quirks)
-            reached, counts = judged(rows, member, chosen, answers, mean=utility != "hinge")
-            yield alpha * reached * (len(forget.labels) / smaller), {"utility": reached.item(), **counts}
+            ours = network(generator=streams("auditor", *here)) if auditor == "neural" else None
+            reached, counts = judged(rows, member, chosen, partial(answers, network=ours), mean=utility != "hinge")
+            yield alpha * reached * (len(forget.labels) / smaller), reached.item(), counts
 
     def backward(loss: Any, parameters: list[nn.Parameter]) -> tuple[Tensor, Mapping[str, float]]:
         if isinstance(loss, Tensor):
             return descend(loss, parameters)
         total, numbers = torch.zeros(()), defaultdict[str, float](float)
-        for value, counts in loss:
+        for value, reached, counts in loss:
             if value.requires_grad and game != "passes":
                 value.backward()
             total = total + value.detach().cpu()
-            for name, number in counts.items():
-                numbers[name] += number
+            numbers["utility"] += reached
+            for name, count in counts.items():
+                numbers[name] += count
         if game != "passes":
-            fill(parameters, game == "random_direction", streams("direction", epoch_number[0]))
+            here = [place["epoch"]] if attack_every == "epoch" else [place["epoch"], place["pair"]]
+            fill(parameters, game == "random_direction", streams("direction", *here))
         return total, dict(numbers)
 
     audit_steps = audits.steps if attack_every == "pair" else min(1, audits.steps)
@@ -188,13 +205,15 @@ def sg_unlearn(
     )
 
 
-def pairs(request: Request, unseen: Images, streams: Streams, size: int, augmented: bool) -> Batches:
+def pairs(
+    request: Request, unseen: Images, streams: Streams, size: int, augmented: bool, unseen_augmented: bool
+) -> Batches:
     """Forget batches beside unseen ones of the same size, each set shuffled, until the smaller is through."""
     size = min(size, len(request.forget), len(unseen))
     forget = shuffled(request.forget, size, streams.child("forget"), augmented=augmented)
     # Unseen images are augmented as forgotten ones are, or the augmentation would tell them apart.
     other = shuffled(
-        replace(unseen, augment=request.forget.augment), size, streams.child("unseen"), augmented=augmented
+        replace(unseen, augment=request.forget.augment), size, streams.child("unseen"), augmented=unseen_augmented
     )
 
     def epoch(number: int) -> Iterator[Pair]:
@@ -207,7 +226,8 @@ def pairs(request: Request, unseen: Images, streams: Streams, size: int, augment
 
 def outputs(model: nn.Module, batch: Batch, features: str) -> Tensor:
     """What the auditor sees of each image, B x d: its cross-entropy, behind the raw logits or alone."""
-    logits = model(batch.images).float()
+    with autocast(model):
+        logits = model(batch.images).float()
     loss = nn.functional.cross_entropy(logits, batch.labels, reduction="none")[:, None]
     return loss if features == "loss" else torch.cat([logits, loss], dim=1)
 
@@ -241,10 +261,13 @@ def problems(
 
 def judged(
     rows: Tensor, member: Tensor, chosen: list[tuple[Tensor, Tensor]], answers: Any, *, mean: bool
-) -> tuple[Tensor, dict[str, float]]:
-    """The pair's utility: hinge sums over all problems by the number of rows, other utilities' mean; and the counts."""
+) -> tuple[Tensor, Mapping[str, int]]:
+    """The pair's utility: hinge sums over all problems by the number of rows, other utilities' mean; and the counts.
+
+    Of these some are complete after the backward pass only (`follower.Info`).
+    """
     if not chosen:
-        return rows.sum() * 0, {"no_problem": 1.0}
+        return rows.sum() * 0, {"no_problem": 1}
     longest = max(len(train) + len(validation) for train, validation in chosen)
     index = torch.zeros(len(chosen), longest, dtype=torch.int64)
     train_mask, held_mask = torch.zeros(2, len(chosen), longest, dtype=torch.bool)
@@ -256,7 +279,7 @@ def judged(
     index = index.to(rows.device)
     reached, info = answers(rows[index], member[index], train_mask.to(rows.device), held_mask.to(rows.device))
     scale = 1 / len(chosen) if mean else 1 / len(rows)
-    return reached.sum() * scale, {name: float(count) for name, count in info.outcomes.items()}
+    return reached.sum() * scale, info.outcomes
 
 
 def fill(parameters: list[nn.Parameter], at_random: bool, generator: torch.Generator) -> None:
@@ -271,9 +294,3 @@ def fill(parameters: list[nn.Parameter], at_random: bool, generator: torch.Gener
         scale = length / torch.stack([direction.norm() for direction in drawn]).norm()
         for gradient, direction in zip(gradients, drawn, strict=True):
             gradient.copy_(direction * scale)
-
-
-def check_regularisation(auditor: str, regularisation: float) -> None:
-    """Only the L1 hinge has an optimum without a penalty."""
-    if regularisation == 0 and auditor != "hinge_l1":
-        raise SettingError("method.regularisation", regularisation, f"must be above 0 for auditor {auditor}")
