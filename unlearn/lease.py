@@ -194,3 +194,9 @@ def living(folder: Path, name: str) -> bool:
     """Whether somebody holds a lease, or may hold it: one of another machine counts until it is taken over."""
     highest = Lease(folder, name, print)._highest()
     return highest is not None and not _dead(_read(highest))
+
+
+def held(folder: Path) -> list[str]:
+    """The names of the leases in a folder that are `living`."""
+    names = {file.name.rpartition(".lease.")[0] for file in folder.glob("*.lease.*")}
+    return sorted(name for name in names if living(folder, name))
