@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -661,6 +662,20 @@ def test_fetch_refuses_wrong_content_and_goes_on(
     assert fetch_data.fetch("cifar100", folder, sha256)
     assert "sha256 verified" in capsys.readouterr().out
     assert read("cifar100", tmp_path, sha256=sha256).class_count == 3
+
+
+def test_fetch_writes_under_the_lease_of_the_arrays_and_says_when_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slept(name: str, folder: Path, sha256: Any) -> bool:
+        assert (folder / "arrays.lease.0").exists()
+        raise LostLeaseError("it was taken over by elsewhere:7")
+
+    monkeypatch.setattr(fetch_data, "fetch", slept)
+    monkeypatch.setattr(sys, "argv", ["fetch_data.py", "cifar100", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match="cifar100: it was taken over by elsewhere:7"):
+        fetch_data.main()
+    assert list((tmp_path / "cifar100").iterdir()) == []
 
 
 def test_a_client_that_fails_is_one_line() -> None:
