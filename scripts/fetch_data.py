@@ -21,12 +21,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from filelock import FileLock
 from omegaconf import OmegaConf
 from PIL import Image
 from torchvision.datasets import MNIST, FashionMNIST
 
 from unlearn.data import disk, torchvision_sets
+from unlearn.lease import LostLeaseError
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "dataset"
 IDX = [file for file, _ in MNIST.resources]
@@ -199,11 +199,13 @@ def main() -> None:
     try:
         print(f"{chosen.name}: already in {folder}, {verify(folder, settings.sha256)}")
     except REFUSED:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not fetch(chosen.name, folder, settings.sha256):
-                official = ", ".join(importlib.import_module(f"unlearn.data.{chosen.name}").ARCHIVES)
-                sys.exit(f"{chosen.name}: no source had it; put {official} into {folder} by hand")
+        try:
+            with disk.leased(folder):
+                if not fetch(chosen.name, folder, settings.sha256):
+                    official = ", ".join(importlib.import_module(f"unlearn.data.{chosen.name}").ARCHIVES)
+                    sys.exit(f"{chosen.name}: no source had it; put {official} into {folder} by hand")
+        except LostLeaseError as error:
+            sys.exit(f"{chosen.name}: {error}")
 
 
 if __name__ == "__main__":

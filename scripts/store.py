@@ -7,6 +7,7 @@ were made, bundles of things to carry to another store, and what may be thrown a
 
 import argparse
 import io
+import os
 import re
 import shutil
 import sys
@@ -14,15 +15,16 @@ import tarfile
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from unlearn.lease import living
+from unlearn.lease import Lease, held
 from unlearn.row import readable
 from unlearn.settings import SettingError
-from unlearn.store import FORMAT, Store, Stored, fault, key_of
+from unlearn.store import FORMAT, BusyError, Store, Stored, fault, key_of
 
 KEY = re.compile(r"[0-9a-f]{12}")
 MODELS = ("originals", "retrained", "unlearned")
@@ -43,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     bring = commands.add_parser("import", help="take things from a .tar file, each verified")
     bring.add_argument("file", type=Path)
     clean = commands.add_parser("clean", help="name what may go; delete it with --delete")
-    clean.add_argument("--partial", action="store_true", help="unfinished work that nobody is at")
+    clean.add_argument("--partial", action="store_true", help="what is not complete, and nobody is at")
     clean.add_argument("--set-aside", action="store_true", help="damaged things")
     clean.add_argument("--unused", action="store_true", help="models of no row, and what was made from them")
     clean.add_argument("--references", action="store_true", help="with --unused: reference models and oracles too")
@@ -54,29 +56,45 @@ def parser() -> argparse.ArgumentParser:
 # What there is
 
 
+def places(root: Path) -> list[Stored]:
+    """Every thing of the store, and whatever else lies where one should."""
+    folders = (folder for kind in FORMAT for folder in sorted((root / kind).glob("*")) if KEY.fullmatch(folder.name))
+    return [Stored(folder.parent.name, folder.name, folder) for folder in folders]
+
+
 def things(root: Path) -> list[Stored]:
     """Every complete thing of the store."""
-    folders = (folder for kind in FORMAT for folder in sorted((root / kind).glob("*")) if KEY.fullmatch(folder.name))
-    return [Stored(folder.parent.name, folder.name, folder) for folder in folders if (folder / "done.json").exists()]
+    return [thing for thing in places(root) if (thing.folder / "done.json").exists()]
+
+
+@contextmanager
+def reading(thing: Stored) -> Iterator[None]:
+    """Inside the block, whatever is wrong with what a thing's files say is one line: a `SettingError`."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        allowed = f"cannot be read ({type(error).__name__}: {error}); `verify` names all that is damaged"
+        raise SettingError(thing.kind, thing.key, allowed) from error
 
 
 def recipe(thing: Stored) -> dict[str, Any]:
-    """What determined a thing; nothing for one whose recipe cannot be read."""
-    try:
-        return dict(thing.json("recipe.json"))
-    except (OSError, ValueError):
-        return {}
+    """What determined a thing. Raises `SettingError` for one whose recipe cannot be read."""
+    with reading(thing):
+        return dict(thing.json("recipe.json").items())
 
 
 def label(thing: Stored) -> str:
-    """A thing in a few words."""
-    its = recipe(thing)
-    whole = its.get("original", its)
-    parts = [whole.get("dataset"), whole.get("model"), whole.get("train"), its.get("method"), its.get("name")]
-    targets = [part.get("_target_") if isinstance(part, dict) else part for part in parts]
-    names = [str(target or "").rpartition(".")[2] for target in targets if not KEY.fullmatch(str(target))]
-    seed = f"seed {whole['seed']}" if "seed" in whole else ""
-    return " ".join(word for word in [*names, seed] if word)
+    """A thing in a few words. Raises `SettingError` for one whose recipe cannot be read."""
+    with reading(thing):
+        its = recipe(thing)
+        whole = its.get("original", its)
+        parts = [whole.get("dataset"), whole.get("model"), whole.get("train"), its.get("method"), its.get("name")]
+        targets = [part.get("_target_") if isinstance(part, dict) else part for part in parts]
+        names = [str(target or "").rpartition(".")[2] for target in targets if not KEY.fullmatch(str(target))]
+        seed = f"seed {whole['seed']}" if "seed" in whole else ""
+        return " ".join(word for word in [*names, seed] if word)
 
 
 def size(folder: Path) -> int:
@@ -85,25 +103,34 @@ def size(folder: Path) -> int:
 
 
 def sources(found: Iterable[Stored]) -> dict[str, set[str]]:
-    """Key -> the keys of what it was made from or speaks of, as far as they are in the store."""
+    """Key -> the keys of what it was made from or speaks of, as far as they are in the store.
+
+    Raises `SettingError` for a thing whose recipe or row cannot be read: what it needs is not known.
+    """
     all_of_them = list(found)
     by_content = {thing.content: thing.key for thing in all_of_them if thing.kind in MODELS}
     edges: dict[str, set[str]] = defaultdict(set)
     for thing in all_of_them:
-        its = recipe(thing)
-        if "original" in its:
-            edges[thing.key].add(key_of("originals", its["original"]))
-            if len(its["forget"]) > 1:
-                edges[thing.key].add(key_of("unlearned", {**its, "forget": its["forget"][:-1]}))
-        if "model" in its and isinstance(its["model"], str):
-            edges[thing.key].add(its["model"])
-        for role in ("subject", "reference"):
-            edges[thing.key] |= {by_content[content] for content in its.get(role, ()) if content in by_content}
-        if thing.kind == "rows":
-            models = readable(thing.json("row.json"), thing.folder / "row.json")["models"]
-            edges[thing.key] |= {key for keys in models.values() for key in keys}
+        with reading(thing):
+            edges[thing.key] |= _sources(thing, by_content)
     there = {thing.key for thing in all_of_them}
     return {key: edges[key] & there for key in there}
+
+
+def _sources(thing: Stored, by_content: dict[str, str]) -> set[str]:
+    its, found = recipe(thing), set()
+    if "original" in its:
+        found.add(key_of("originals", its["original"]))
+        if len(its["forget"]) > 1:
+            found.add(key_of("unlearned", {**its, "forget": its["forget"][:-1]}))
+    if "model" in its and isinstance(its["model"], str):
+        found.add(its["model"])
+    for role in ("subject", "reference"):
+        found |= {by_content[content] for content in its.get(role, ()) if content in by_content}
+    if thing.kind == "rows":
+        models = readable(thing.json("row.json"), thing.folder / "row.json")["models"]
+        found |= {key for keys in models.values() for key in keys}
+    return found
 
 
 def reached(keys: Iterable[str], edges: dict[str, set[str]]) -> set[str]:
@@ -139,13 +166,20 @@ def chosen(keys: list[str], found: list[Stored]) -> list[str]:
 
 
 def listed(root: Path) -> Iterator[str]:
-    """A line for each thing, and one for each kind."""
+    """A line for each thing, and one for each kind. Raises `SettingError` at the end if a recipe cannot be read."""
     counts: dict[str, list[int]] = defaultdict(list)
+    unreadable = None
     for thing in things(root):
         counts[thing.kind].append(size(thing.folder))
-        yield f"{thing.kind:<12} {thing.key}  {counts[thing.kind][-1] / 2**20:>8.1f} MiB  {label(thing)}"
+        try:
+            said = label(thing)
+        except SettingError as error:
+            unreadable, said = error, "?"
+        yield f"{thing.kind:<12} {thing.key}  {counts[thing.kind][-1] / 2**20:>8.1f} MiB  {said}"
     for kind, sizes in counts.items():
         yield f"{kind}: {len(sizes)} things, {sum(sizes) / 2**20:.1f} MiB"
+    if unreadable:
+        raise unreadable
 
 
 def explained(root: Path, key: str) -> Iterator[str]:
@@ -161,31 +195,40 @@ def explained(root: Path, key: str) -> Iterator[str]:
         yield from sorted(f"  {names[other].kind} {other}: {label(names[other])}" for other in keys)
 
 
-def verified(root: Path) -> Iterator[str]:
-    """A line for each thing that is not what it was."""
-    for thing in things(root):
+def wrong_with(thing: Stored) -> str | None:
+    """What is wrong with a thing; None if it is what its name says."""
+    try:
         its = recipe(thing)
-        wrong = fault(thing.folder, its)
-        if wrong is None and key_of(thing.kind, its) != thing.key:
-            wrong = "has another recipe than its name says"
-        if wrong:
+    except SettingError:
+        its = {}
+    named = key_of(thing.kind, its) == thing.key
+    return fault(thing.folder, its) or (None if named else "has another recipe than its name says")
+
+
+def verified(root: Path) -> Iterator[str]:
+    """A line for each place whose thing is not what it was, or not there."""
+    for thing in places(root):
+        if wrong := wrong_with(thing):
             yield f"{thing.folder} {wrong}"
 
 
 def exported(root: Path, file: Path, keys: list[str]) -> str:
-    """Write a bundle; the last thing written is its name."""
+    """Write a bundle; the last thing written is its name. Raises `SettingError` where it cannot be written."""
     found = things(root)
     edges = sources(found)
     wanted = reached(chosen(keys, found) or [thing.key for thing in found if thing.kind == "rows"], edges)
     if not wanted:
         raise SettingError("keys", "none", "there is no row in this store to export")
     kept = [thing for thing in found if belongs(thing, wanted, edges)]
-    with tempfile.TemporaryDirectory(dir=file.resolve().parent) as beside:
-        with tarfile.open(Path(beside) / "bundle", "w") as bundle:
-            for thing in kept:
-                for each in sorted(thing.folder.iterdir()):
-                    bundle.add(each, f"{thing.kind}/{thing.key}/{each.name}")
-        (Path(beside) / "bundle").replace(file)
+    try:
+        with tempfile.TemporaryDirectory(dir=file.resolve().parent) as beside:
+            with tarfile.open(Path(beside) / "bundle", "w") as bundle:
+                for thing in kept:
+                    for each in sorted(thing.folder.iterdir()):
+                        bundle.add(each, f"{thing.kind}/{thing.key}/{each.name}")
+            (Path(beside) / "bundle").replace(file)
+    except OSError as error:
+        raise SettingError("file", file, f"cannot be written ({error.strerror})") from error
     return f"{len(kept)} things in {file}"
 
 
@@ -201,15 +244,23 @@ def imported(root: Path, file: Path) -> Iterator[str]:
             raise SettingError("file", file, f"must be a bundle of `store.py export` ({error})") from error
         taken = 0
         for thing in things(Path(beside)):
-            its = recipe(thing)
-            wrong = fault(thing.folder, its)
-            if wrong or key_of(thing.kind, its) != thing.key:
-                yield f"left out: {thing.kind}/{thing.key} {wrong or 'has another recipe than its name says'}"
-            elif not (root / thing.kind / thing.key).exists():
-                (root / thing.kind).mkdir(exist_ok=True)
-                thing.folder.rename(root / thing.kind / thing.key)
-                taken += 1
+            place = root / thing.kind / thing.key
+            wrong = wrong_with(thing)
+            if wrong is None and not os.path.lexists(place):
+                try:
+                    with Lease(root / "locks", f"{thing.kind}-{thing.key}", _busy):
+                        place.parent.mkdir(exist_ok=True)
+                        thing.folder.rename(place)
+                    taken += 1
+                except BusyError as error:
+                    wrong = str(error)
+            if wrong:
+                yield f"left out: {thing.kind}/{thing.key} {wrong}"
     yield f"{taken} things taken"
+
+
+def _busy(holder: str) -> None:
+    raise BusyError(f"is being made by {holder}")
 
 
 def _unpack(bundle: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
@@ -226,14 +277,17 @@ def _unpack(bundle: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> N
 
 
 def garbage(root: Path, options: argparse.Namespace) -> Iterator[Path]:
-    """Folders that may go."""
+    """Folders that may go. Raises `SettingError` if it cannot be known now what is used."""
     if options.partial:
-        for folder in sorted(root.glob("*/*.partial")):
-            if not living(root / "locks", f"{folder.parent.name}-{folder.stem}"):
-                yield folder
+        incomplete = (thing.folder for thing in places(root) if not (thing.folder / "done.json").exists())
+        yield from (folder for folder in (*sorted(root.glob("*/*.partial")), *incomplete) if not claims(root, folder))
     if options.set_aside:
         yield from sorted((root / "set_aside").glob("*"))
     if options.unused:
+        if working := held(root / "locks"):
+            allowed = f"must wait for {working[0]}, which is being made: what no row names may be for it"
+            remedy = f"if nobody is at it any more, delete {root / 'locks' / working[0]}.lease.*"
+            raise SettingError("clean", "--unused", f"{allowed}; {remedy}")
         found = things(root)
         edges = sources(found)
         used = reached([thing.key for thing in found if thing.kind == "rows"], edges)
@@ -242,6 +296,12 @@ def garbage(root: Path, options: argparse.Namespace) -> Iterator[Path]:
             relative = any(_relative(other) for other in found if other.key in relatives)
             if not belongs(thing, used, edges) and (options.references or not relative):
                 yield thing.folder
+
+
+def claims(root: Path, folder: Path) -> list[str]:
+    """The living leases that forbid to delete a folder: its own, or any if it is complete, for a row may be at it."""
+    complete = KEY.fullmatch(folder.name) and (folder / "done.json").exists()
+    return [name for name in held(root / "locks") if complete or name == f"{folder.parent.name}-{folder.stem}"]
 
 
 def _relative(thing: Stored) -> bool:
@@ -256,10 +316,15 @@ def cleaned(root: Path, options: argparse.Namespace) -> Iterator[str]:
         raise SettingError("clean", "nothing", "must be told what: --partial, --set-aside, --unused")
     total = 0
     for folder in list(garbage(root, options)):
+        if working := claims(root, folder):  # which has begun since it was found
+            yield f"kept {folder}: {working[0]} is being made"
+            continue
         total += size(folder)
         yield f"{'deleted' if options.delete else 'would delete'} {folder}"
-        if options.delete:
+        if options.delete and folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
+        elif options.delete:
+            folder.unlink()
     yield f"{total / 2**20:.1f} MiB" + ("" if options.delete else "; --delete does it")
 
 
@@ -274,14 +339,14 @@ def main() -> None:
             print(exported(root, options.file, options.keys))
         elif options.command == "verify":
             damaged = list(verified(root))
-            print("\n".join([*damaged, f"{len(damaged)} of {len(things(root))} things are damaged"]))
+            print("\n".join([*damaged, f"{len(damaged)} of {len(places(root))} things are damaged"]))
             sys.exit(bool(damaged))
         else:
             actions = {"list": lambda: listed(root), "explain": lambda: explained(root, options.key)}
             actions |= {"import": lambda: imported(root, options.file), "clean": lambda: cleaned(root, options)}
             for line in actions[options.command]():
                 print(line)
-    except SettingError as error:
+    except (SettingError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import pickle
 import socket
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +21,12 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
+from unlearn import lease
 from unlearn.data import augment, disk, download, tiny_imagenet, torchvision_sets
 from unlearn.data.images import Data
 from unlearn.data.split import stratified
+from unlearn.files import replacing
+from unlearn.lease import LostLeaseError
 from unlearn.settings import SettingError, build
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +155,56 @@ def test_a_record_of_checks_that_is_damaged_or_cannot_be_kept_is_made_anew(tmp_p
     mark.unlink()
     mark.mkdir()  # as good as a read-only folder, also for root
     assert read("cifar100", tmp_path).content == first.content
+
+
+def test_arrays_are_written_by_one_process_at_a_time_on_any_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, other = tmp_path / "cifar100", tmp_path / "cifar100" / "arrays.lease.0"
+    folder.mkdir()
+    other.write_text(json.dumps({"host": "elsewhere", "place": "there", "pid": 7, "started": "9"}))
+    monkeypatch.setattr(torchvision_sets, "load", lambda *_, **__: pytest.fail("converted twice"))
+
+    def sleep(seconds: float) -> None:
+        disk.write(folder, small())
+        other.unlink()
+
+    monkeypatch.setattr(lease.time, "sleep", sleep)  # while one waits, the other one ends
+    assert read("cifar100", tmp_path).class_count == 3
+    assert capsys.readouterr().err == f"data: waiting for elsewhere:7, which is writing {folder}\n"
+    assert {file.stem for file in folder.iterdir()} == {*disk.NAMES, "verified"}
+
+
+def test_a_converter_that_has_lost_its_lease_uses_what_the_new_holder_writes(tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def convert(folder: Path) -> disk.Arrays:
+        calls.append(folder)
+        disk.write(folder, small())
+        raise LostLeaseError
+
+    disk._convert_once(tmp_path / "mine", convert)
+    assert calls == [tmp_path / "mine"]
+    assert {file.name for file in (tmp_path / "mine").iterdir()} == {f"{kind}.npy" for kind in disk.NAMES}
+
+
+def test_writers_of_two_machines_with_one_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "array.npy"
+    with replacing(file) as stream:
+        stream.write(b"mine, ")
+        stream.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "elsewhere")
+            disk.write(tmp_path, small())
+            with replacing(file) as theirs:
+                theirs.write(b"theirs")
+        assert file.read_bytes() == b"theirs"
+        stream.write(b"and whole")
+    assert file.read_bytes() == b"mine, and whole"
+    with pytest.raises(ValueError, match="x"), replacing(file):
+        raise ValueError("x")
+    assert file.read_bytes() == b"mine, and whole"
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.usefixtures("offline")
@@ -607,6 +662,20 @@ def test_fetch_refuses_wrong_content_and_goes_on(
     assert fetch_data.fetch("cifar100", folder, sha256)
     assert "sha256 verified" in capsys.readouterr().out
     assert read("cifar100", tmp_path, sha256=sha256).class_count == 3
+
+
+def test_fetch_writes_under_the_lease_of_the_arrays_and_says_when_it_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slept(name: str, folder: Path, sha256: Any) -> bool:
+        assert (folder / "arrays.lease.0").exists()
+        raise LostLeaseError("it was taken over by elsewhere:7")
+
+    monkeypatch.setattr(fetch_data, "fetch", slept)
+    monkeypatch.setattr(sys, "argv", ["fetch_data.py", "cifar100", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match="cifar100: it was taken over by elsewhere:7"):
+        fetch_data.main()
+    assert list((tmp_path / "cifar100").iterdir()) == []
 
 
 def test_a_client_that_fails_is_one_line() -> None:

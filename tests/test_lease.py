@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -144,6 +145,73 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> Non
     # Its number was given to another process meanwhile: it is dead all the same
     lease_of_another(tmp_path, **here, pid=os.getpid(), started="1")
     assert taken_after(tmp_path) < 30
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert ended.stdout is not None
+    lease_of_another(tmp_path, **here, pid=ended.pid, started=leases._started(ended.pid))
+    ended.stdout.read()
+    assert taken_after(tmp_path) < 30  # though nobody has asked for its status yet
+    ended.communicate()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("error", [None, PermissionError])
+def test_a_process_that_cannot_be_seen_is_not_dead(
+    error: type[OSError] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(pid: int, number: int) -> None:
+        if error:
+            raise error(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", asked)
+    monkeypatch.setattr(leases, "_started", lambda pid: None)  # as where /proc hides what is another user's
+    file = lease_of_another(tmp_path, place=leases._place(), pid=os.getppid())
+    assert leases.living(tmp_path, "thing")
+    assert 1.5 <= taken_after(tmp_path) < 30
+    assert not file.exists()
+
+
+def test_whoever_stood_still_does_not_take_what_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, clock, looks = lease_of_another(tmp_path), [0.0], [0]
+
+    def sleep(seconds: float) -> None:
+        looks[0] += 1
+        clock[0] += seconds
+        if looks[0] == 100:
+            clock[0] += 1e6  # a suspended machine, SIGSTOP, a network file system that was away
+        elif looks[0] == 110:
+            clock.append(clock[0])
+            file.write_text(file.read_text() + " ")  # the holder's first beat after it
+
+    monkeypatch.setattr(leases, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: clock[0]))
+    with Lease(tmp_path, "thing", patient):
+        assert leases.PATIENCE <= clock[0] - clock[1] < leases.PATIENCE + 1
+
+
+def test_every_beat_reaches_the_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for name in ("pwrite", "fsync"):
+        monkeypatch.setattr(os, name, lambda *words, name=name: called.append(name))
+    monkeypatch.setattr(leases, "HEARTBEAT", 0.02)
+    with Lease(tmp_path, "thing", nobody):
+        while len(called) < 6:
+            time.sleep(0.01)
+    assert called[:6] == ["pwrite", "fsync"] * 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_holder_that_cannot_beat_still_notices_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def hold() -> None:
+        with Lease(tmp_path, "thing", nobody):
+            monkeypatch.setattr(os, "pwrite", full)
+            lease_of_another(tmp_path, 1)
+            for _ in range(500):
+                time.sleep(0.02)
+
+    with pytest.raises(LostLeaseError, match="taken over by elsewhere:7"):
+        hold()
 
 
 HOLDER = """

@@ -17,6 +17,7 @@ import pytest
 import torch
 from laws import content_of, random_state_untouched
 
+from unlearn import lease as leases
 from unlearn import store as stores
 from unlearn.files import load_state, save_state
 from unlearn.settings import SettingError
@@ -117,6 +118,22 @@ def assert_made_again(root: Path, damaged: dict[str, bytes], message: str, capsy
     assert capsys.readouterr().err == ""
 
 
+def forget_in_mark(folder: Path, name: str) -> None:
+    mark = json.loads((folder / "done.json").read_text())
+    del mark[name]
+    (folder / "done.json").write_text(json.dumps(mark))
+
+
+def linked(file: Path) -> None:
+    file.replace(file.parents[3] / "elsewhere")
+    file.symlink_to(file.parents[3] / "elsewhere")
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -130,6 +147,15 @@ def assert_made_again(root: Path, damaged: dict[str, bytes], message: str, capsy
         (lambda folder: (folder / "weights.bin").write_bytes(b""), "has a damaged weights.bin"),
         (lambda folder: (folder / "weights.bin").write_bytes(CONTENT + b"\0"), "has a damaged weights.bin"),
         (lambda folder: (folder / "recipe.json").write_text('{"seed": 1}'), "was made by another recipe"),
+        (lambda folder: (folder / "done.json").write_text("{}"), "holds recipe.json, which its done.json"),
+        (lambda folder: forget_in_mark(folder, "weights.bin"), "holds weights.bin, which its done.json"),
+        (lambda folder: forget_in_mark(folder, "recipe.json"), "holds recipe.json, which its done.json"),
+        (lambda folder: (folder / "more").write_text(""), "holds more, which its done.json"),
+        (lambda folder: (folder / "done.json").write_text("[" * 200_000), "is incomplete"),
+        (lambda folder: (folder / "recipe.json").write_text("[" * 200_000), "is incomplete"),
+        (lambda folder: (folder / "more").mkdir(), "holds more, which is not a plain file"),
+        (lambda folder: linked(folder / "weights.bin"), "holds weights.bin, which is not a plain file"),
+        (lambda folder: fifo(folder / "done.json"), "holds done.json, which is not a plain file"),
     ],
     ids=[
         "unmarked",
@@ -142,6 +168,15 @@ def assert_made_again(root: Path, damaged: dict[str, bytes], message: str, capsy
         "empty",
         "longer",
         "foreign",
+        "mark of nothing",
+        "forgetful mark",
+        "mark without recipe",
+        "more",
+        "deep mark",
+        "deep recipe",
+        "folder",
+        "link",
+        "pipe",
     ],
 )
 def test_a_damaged_folder_is_set_aside_and_made_again(
@@ -171,6 +206,22 @@ def test_a_flipped_bit_anywhere_is_found(root: Path) -> None:
             assert Store(root).find("originals", RECIPE) is None, (name, place)
         (folder / name).write_bytes(content)
     assert Store(root).find("originals", RECIPE) is not None
+
+
+def test_no_name_in_a_mark_leads_out_of_the_folder(root: Path) -> None:
+    folder = made(root).folder
+    for name in ("/dev/zero", "../../../outside", "a\0b", "\ud800"):
+        mark = json.loads((folder / "done.json").read_text())
+        (folder / "done.json").write_text(json.dumps(mark | {name: "0"}))
+        assert str(stores.fault(folder, RECIPE)).startswith("is incomplete (no ")
+        (folder / "done.json").write_text(json.dumps(mark))
+
+
+def test_hidden_files_and_unfinished_work_beside_the_files_are_no_damage(root: Path) -> None:
+    folder = made(root).folder
+    (folder / ".nfs0001").write_text("")
+    (folder / "checkpoints").mkdir()  # which could not be deleted
+    assert Store(root).find("originals", RECIPE)
 
 
 def test_damage_upon_damage_keeps_every_piece(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +277,145 @@ def test_an_interrupted_make_leaves_nothing_but_its_checkpoints(root: Path) -> N
     assert found == {"epoch": 7}
     assert content_of(stored.folder).keys() == {"weights.bin", "recipe.json", "done.json"}
     assert [entry.name for entry in (root / "originals").iterdir()] == [stored.key]
+
+
+def test_what_is_in_the_place_of_a_thing_or_of_its_unfinished_work_is_set_aside(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = root / "originals" / key_of("originals", RECIPE)
+    partial = place.with_suffix(".partial")
+
+    def make(folder: Path) -> None:
+        save_state(folder / "checkpoints" / "fit1.pt", {})
+        Maker()(folder)
+
+    def folder_within(name: str) -> None:
+        (partial / name).mkdir(parents=True)
+
+    def file_within(name: str) -> None:
+        partial.mkdir()
+        (partial / name).write_text("x")
+
+    puts: list[Callable[[], Any]] = [
+        lambda: place.write_text("x"),
+        lambda: place.symlink_to("nowhere"),
+        lambda: partial.write_text("x"),
+        lambda: partial.symlink_to("nowhere"),
+        lambda: folder_within("sub"),
+        lambda: file_within("checkpoints"),
+    ]
+    place.parent.mkdir(parents=True)
+    for number, put in enumerate([*puts, *puts], 1):  # and what is set aside already stays
+        put()
+        stored = Store(root).get("originals", RECIPE, make)
+        assert content_of(stored.folder)["weights.bin"] == CONTENT
+        assert [entry.name for entry in place.parent.iterdir()] == [place.name]
+        assert len(list((root / "set_aside").iterdir())) == number
+        assert capsys.readouterr().err.count("set aside as") == 1
+        shutil.rmtree(place)
+
+
+def publish(folder: Path, content: bytes) -> None:
+    """Put a thing in its place as another process would, with a lease of its own."""
+    other = Store(folder.parents[1] / "other").get("originals", RECIPE, Maker(content))
+    shutil.move(other.folder, folder)
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_what_another_has_brought_meanwhile_is_used_if_it_is_sound(sound: bool, root: Path) -> None:
+    make = Maker()
+
+    def slowly(folder: Path) -> None:
+        make(folder)
+        publish(folder.with_suffix(""), b"the other's")
+        if not sound:
+            (folder.with_suffix("") / "weights.bin").write_bytes(b"damage")
+
+    stored = Store(root).get("originals", RECIPE, slowly)
+    assert (stored.folder / "weights.bin").read_bytes() == (b"the other's" if sound else CONTENT)
+    assert [entry.name for entry in (root / "originals").iterdir()] == [stored.key]
+    assert Store(root).get("originals", RECIPE, make) == stored
+    assert make.calls == 1
+    assert (root / "set_aside").exists() != sound
+
+
+def test_what_a_network_file_system_remembers_to_be_absent_is_looked_for_with_the_lease(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, fault, listdir, listed = made(root), stores.fault, os.listdir, list[Path]()
+
+    def remembered(folder: Path, recipe: dict[str, Any]) -> str | None:
+        return fault(folder, recipe) if listed else "is incomplete (No such file or directory)"
+
+    monkeypatch.setattr(stores, "fault", remembered)
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or listdir(folder))
+    make = Maker()
+    assert Store(root).get("originals", RECIPE, make) == stored
+    assert make.calls == 0
+    assert listed == [root / "originals"]
+
+
+# Lost leases
+
+
+def taken_over(root: Path, over: bool) -> None:
+    """Another process has taken the lease, and perhaps it has given it back by now."""
+    start = root / "locks" / f"originals-{key_of('originals', RECIPE)}.lease"
+    if over:
+        Path(f"{start}.0").unlink()
+    else:
+        Path(f"{start}.1").write_text(json.dumps({"host": "elsewhere", "place": "there", "pid": 7, "started": "9"}))
+
+
+def test_what_the_new_holder_of_a_lost_lease_has_made_is_used(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[Path] = []
+
+    def asleep(folder: Path) -> None:
+        calls.append(folder)
+        Maker()(folder)
+        publish(folder.with_suffix(""), b"the new holder's")
+        taken_over(root, over=True)
+
+    stored = Store(root).get("originals", RECIPE, asleep)
+    assert (stored.folder / "weights.bin").read_bytes() == b"the new holder's"
+    assert len(calls) == 1
+    assert "was taken over by another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_unfinished_work_of_the_new_holder_of_a_lost_lease_is_left_alone(
+    marked: bool, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: list[dict[str, bytes]] = []
+
+    def slept() -> None:
+        taken_over(root, over=False)
+        monkeypatch.setattr(leases, "PATIENCE", 0.5)
+
+    def asleep(folder: Path) -> None:
+        if not found:
+            save_state(folder / "checkpoints" / "fit1.pt", {"epoch": 90})
+            if not marked:
+                slept()
+        found.append(content_of(folder))
+        Maker()(folder)
+
+    checksum = stores.file_checksum
+
+    def slow(file: Path) -> str:  # of large files
+        if marked and file.suffix == ".bin" and len(found) == 1:
+            slept()
+        return checksum(file)
+
+    monkeypatch.setattr(stores, "file_checksum", slow)
+    removed, rmtree = list[Any](), shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda folder, **words: removed.append(folder) or rmtree(folder, **words))
+    stored = Store(root).get("originals", RECIPE, asleep)
+    assert content_of(stored.folder)["weights.bin"] == CONTENT
+    assert "was taken over by elsewhere:7" in capsys.readouterr().err
+    assert len(removed) == 1
+    if not marked:
+        assert [set(content) for content in found] == [{"checkpoints/fit1.pt"}] * 2
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1)])

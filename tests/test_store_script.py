@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from laws import ROOT, content_of
 
+from scripts import store as store_script
 from unlearn.lab import Lab
 from unlearn.lease import Lease
 from unlearn.row import row
@@ -91,10 +93,16 @@ def test_verify_finds_every_kind_of_damage_and_nothing_else(kept: tuple[Path, li
     (damaged[2] / "cost.json").unlink()
     damaged[3].rename(damaged[3].with_name("0123456789ab"))
     damaged[3] = damaged[3].with_name("0123456789ab")
+    damaged += [next((root / kind).glob("*/done.json")).parent for kind in ("signals", "audits")]
+    (damaged[4] / "done.json").unlink()
+    (damaged[5] / "done.json").write_text("{}")
+    damaged.append(root / "originals" / "fedcba987654")
+    damaged[6].symlink_to("nowhere")
+    (root / "originals" / "00000000000a.partial").mkdir()
     found = script(root, "verify")
     assert found.returncode == 1
     assert {line.split(" ")[0] for line in found.stdout.splitlines()[:-1]} == {str(folder) for folder in damaged}
-    assert found.stdout.splitlines()[-1].startswith("4 of ")
+    assert found.stdout.splitlines()[-1].startswith("7 of ")
 
 
 def test_a_bundle_brings_rows_and_all_they_were_made_from(
@@ -161,17 +169,25 @@ def test_clean_says_what_it_would_and_deletes_only_when_told(kept: tuple[Path, l
     for folder in (busy, left, root / "set_aside" / "originals-3-0"):
         folder.mkdir(parents=True)
         (folder / "file").write_text("x")
-    shutil.rmtree(root / "rows" / second["id"])
+    (root / "set_aside" / "link").symlink_to("nowhere")
+    marked = next((root / "rows" / second["id"]).glob("done.json"))
+    marked.unlink()
     before = content_of(root)
-    everything = ["clean", "--partial", "--set-aside", "--unused"]
+    everything = ["clean", "--set-aside", "--unused"]
     with Lease(root / "locks", "originals-111111111111", print):
-        said = script(root, *everything).stdout
+        refused = script(root, *everything, "--delete")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("error: clean=--unused: must wait for originals-111111111111, which is being")
+        assert refused.stderr.count("\n") == 1
+        said = script(root, "clean", "--partial").stdout.splitlines()
         assert content_of(root).keys() - before.keys() == {"locks/originals-111111111111.lease.0"}
-        would = {line.removeprefix("would delete ") for line in said.splitlines()[:-1]}
-        assert str(busy) not in would
-        deleted = script(root, *everything, "--delete").stdout.splitlines()[:-1]
+        assert said[:-1] == [f"would delete {left}", f"would delete {marked.parent}"]
+        deleted = script(root, "clean", "--partial", "--delete").stdout.splitlines()
+        assert deleted[:-1] == [f"deleted {left}", f"deleted {marked.parent}"]
+    would = {line.removeprefix("would delete ") for line in script(root, *everything).stdout.splitlines()[:-1]}
+    deleted = script(root, *everything, "--delete").stdout.splitlines()[:-1]
     assert {line.removeprefix("deleted ") for line in deleted} == would
-    assert {str(left), str(root / "set_aside" / "originals-3-0")} < would
+    assert {str(root / "set_aside" / name) for name in ("originals-3-0", "link")} < would
     there = made(root)
     assert there["unlearned"] == set(first["models"]["unlearned"])
     assert len(there["originals"]) == 3  # reference models stay until they are named
@@ -180,6 +196,94 @@ def test_clean_says_what_it_would_and_deletes_only_when_told(kept: tuple[Path, l
     script(root, "clean", "--unused", "--references", "--delete")
     assert made(root)["originals"] == set(first["models"]["original"])
     assert "would delete" not in script(root, "clean", "--unused", "--references").stdout
+
+
+def test_clean_keeps_what_somebody_begins_to_need_while_it_deletes(
+    kept: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, (_, second) = kept
+    shutil.rmtree(root / "rows" / second["id"])
+    options = store_script.parser().parse_args(["clean", "--unused", "--delete"])
+    lines = store_script.cleaned(root, options)
+    first = next(lines)
+    with Lease(root / "locks", "rows-111111111111", print):
+        others = list(lines)[:-1]
+    assert first.startswith("deleted ")
+    assert others
+    for line in others:
+        folder, _, why = line.removeprefix("kept ").partition(": ")
+        assert why == "rows-111111111111 is being made"
+        assert (Path(folder) / "done.json").exists()
+
+
+def test_import_leaves_to_its_maker_what_is_being_made(kept: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    root, (first, _) = kept
+    script(root, "export", tmp_path / "one.tar", first["id"])
+    key = first["models"]["original"][0]
+    with Lease(tmp_path / "other" / "locks", f"originals-{key}", print):
+        said = script(tmp_path / "other", "import", tmp_path / "one.tar").stdout
+    assert f"left out: originals/{key} is being made by {socket.gethostname()}:{os.getpid()}\n" in said
+    assert "originals" not in made(tmp_path / "other")
+    assert script(tmp_path / "other", "import", tmp_path / "one.tar").stdout == "1 things taken\n"
+    assert list((tmp_path / "other" / "locks").iterdir()) == []
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`refusal(root, *words)` is the one line that a command ends with, which is not done."""
+
+    def said(root: Path, *words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["store.py", "--store", str(root), *map(str, words)])
+        with pytest.raises(SystemExit) as raised:
+            store_script.main()
+        assert isinstance(raised.value.code, str), "or its status would be 0"
+        assert "\n" not in raised.value.code
+        return raised.value.code
+
+    return said
+
+
+def test_a_row_that_is_cut_off_is_one_line(
+    kept: tuple[Path, list[dict[str, Any]]], tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    root, (first, second) = kept
+    (root / "rows" / first["id"] / "row.json").write_text(json.dumps(first)[:300])
+    before = content_of(root)
+    for words in (["explain", second["id"]], ["export", tmp_path / "x.tar"], ["clean", "--unused", "--delete"]):
+        assert refusal(root, *words).startswith(f"error: rows={first['id']}: cannot be read (JSONDecodeError: ")
+    assert content_of(root) == before
+    assert not (tmp_path / "x.tar").exists()
+
+
+@pytest.mark.parametrize("recipe", ['["x"]', "7", '{"original": "x"}', '{"original": {}}', "[" * 200_000])
+def test_a_recipe_of_another_shape_is_one_line(
+    recipe: str,
+    kept: tuple[Path, list[dict[str, Any]]],
+    refusal: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, (first, _) = kept
+    foreign = root / "originals" / "abcdefabcdef"
+    foreign.mkdir()
+    (foreign / "recipe.json").write_text(recipe)
+    (foreign / "done.json").write_text("{}")
+    start = "error: originals=abcdefabcdef: cannot be read ("
+    assert refusal(root, "explain", first["id"]).startswith(start)
+    assert capsys.readouterr().out == ""
+    if recipe != '{"original": {}}':  # of which a list says nothing
+        assert refusal(root, "list").startswith(start)
+        assert f"{first['id']} " in capsys.readouterr().out  # the others are listed
+    assert [line.partition(" ")[0] for line in store_script.verified(root)] == [str(foreign)]
+
+
+@pytest.mark.parametrize("place", ["nowhere/x.tar", "", "one.tar/x.tar"])
+def test_a_bundle_that_cannot_be_written_is_one_line(
+    place: str, rows: tuple[Path, list[dict[str, Any]]], tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "one.tar").write_text("")
+    said = refusal(rows[0], "export", tmp_path / place)
+    assert said.startswith(f"error: file={tmp_path / place}: cannot be written (")
+    assert [file.name for file in tmp_path.iterdir()] == ["one.tar"]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ that says what is wrong.
 import hashlib
 import io
 import os
-from contextlib import suppress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -18,12 +20,14 @@ from numpy.typing import NDArray
 DIGEST = 32  # bytes of a sha256
 
 
-def write(file: Path, content: bytes) -> None:
-    """Write `content`, complete or not at all. Raises `OSError`."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the place of `file` when the block ends well, and else leaves nothing."""
+    # Machines that share the folder may have processes of the same number
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         with temporary.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, file)
@@ -31,6 +35,12 @@ def write(file: Path, content: bytes) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write(file: Path, content: bytes) -> None:
+    """Write `content`, complete or not at all. Raises `OSError`."""
+    with replacing(file) as stream:
+        stream.write(content)
 
 
 def write_array(file: Path, array: NDArray[Any]) -> None:

@@ -43,7 +43,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         self.folder.mkdir(parents=True, exist_ok=True)
         seen: tuple[Path, str] | None = None
-        since, told = time.monotonic(), False
+        silence, looked, told = 0.0, time.monotonic(), False
         while True:
             highest = self._highest()
             if highest is None:
@@ -51,9 +51,11 @@ class Lease:
                     return self
                 continue
             content = _read(highest)
-            if (highest, content) != seen:
-                seen, since = (highest, content), time.monotonic()
-            if _dead(content) or time.monotonic() - since > PATIENCE:
+            # Whoever stood still, with the machine or for the file system, has not heard silence all that time
+            passed, looked = time.monotonic() - looked, time.monotonic()
+            silence = silence + min(passed, 2 * POLL) if (highest, content) == seen else 0.0
+            seen = (highest, content)
+            if _dead(content) or silence > PATIENCE:
                 if self._create(_generation(highest) + 1):
                     return self
                 continue
@@ -108,6 +110,7 @@ class Lease:
     def _beat(self, count: int) -> None:
         text = json.dumps({**_identity(), "beat": count})
         os.pwrite(self.descriptor, f"{text:<400}\n".encode(), 0)
+        os.fsync(self.descriptor)  # a network file system may keep it from the others for as long as their patience
 
     def _live(self) -> None:
         count = 0
@@ -115,6 +118,7 @@ class Lease:
             count += 1
             with suppress(OSError):  # a full disk must not end a training; if it lasts, the lease is taken over
                 self._beat(count)
+            with suppress(OSError):  # what cannot be seen now is looked at again after the next beat
                 if self._highest() != self.file:
                     self.lost = True
                     _thread.interrupt_main()
@@ -146,10 +150,10 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this place started, in the kernel's ticks; None if it does not run, or nobody can tell."""
+    """When a process of this place started, in the kernel's ticks; "" if it has ended, None if nobody can tell."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
+        return "" if fields[0] in "ZX" else fields[19]
     return None
 
 
@@ -171,7 +175,14 @@ def _dead(content: str) -> bool:
     its = _parsed(content)
     if not its.get("place") or its["place"] != _place() or not isinstance(its.get("pid"), int):
         return False
-    return _started(its["pid"]) != its.get("started")
+    try:
+        os.kill(its["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass  # another user's; or no number of a process
+    started = _started(its["pid"])  # of another user's process /proc may not tell
+    return started is not None and started != its.get("started")
 
 
 def _holder(content: str) -> str:
@@ -183,3 +194,9 @@ def living(folder: Path, name: str) -> bool:
     """Whether somebody holds a lease, or may hold it: one of another machine counts until it is taken over."""
     highest = Lease(folder, name, print)._highest()
     return highest is not None and not _dead(_read(highest))
+
+
+def held(folder: Path) -> list[str]:
+    """The names of the leases in a folder that are `living`."""
+    names = {file.name.rpartition(".lease.")[0] for file in folder.glob("*.lease.*")}
+    return sorted(name for name in names if living(folder, name))

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from unlearn.files import damaged, write
-from unlearn.lease import Lease
+from unlearn.lease import Lease, LostLeaseError
 from unlearn.settings import SettingError
 from unlearn.streams import forked
 
@@ -117,7 +117,7 @@ class Store:
         key = key_of(kind, recipe)
         folder = self.root / kind / key
         if folder not in self._verified:
-            if not folder.exists() or fault(folder, recipe):
+            if fault(folder, recipe):
                 return None
             self._verified[folder] = Stored(kind, key, folder)
         return self._verified[folder]
@@ -151,30 +151,49 @@ class Store:
                 raise BusyError(f"{kind}-{folder.name}")
             print(f"store: waiting for {holder}, which is making {folder}", file=sys.stderr, flush=True)
 
-        with Lease(self.root / "locks", f"{kind}-{folder.name}", waiting) as lease:
-            found = self.find(kind, recipe)
-            if found is None:
-                if folder.exists():  # with the lease: another process may have made it again meanwhile
-                    self._set_aside(folder, fault(folder, recipe))
-                self._make(folder, recipe, make, lease)
-                found = self._verified[folder] = Stored(kind, folder.name, folder)
-        return found
+        while True:
+            try:
+                with Lease(self.root / "locks", f"{kind}-{folder.name}", waiting) as lease:
+                    os.listdir(folder.parent)  # a network file system may remember that the thing was not there
+                    found = self.find(kind, recipe)
+                    if found is None:
+                        if os.path.lexists(folder):  # with the lease: another may have made it again meanwhile
+                            self._set_aside(folder, fault(folder, recipe))
+                        self._make(folder, recipe, make, lease)
+                        found = self._verified[folder] = Stored(kind, folder.name, folder)
+                return found
+            except LostLeaseError as error:  # what its new holder makes will do
+                print(f"store: {error}", file=sys.stderr, flush=True)
 
     def _make(self, folder: Path, recipe: dict[str, Any], make: Callable[[Path], None], lease: Lease) -> None:
         partial = folder.with_suffix(".partial")
+        if os.path.lexists(partial) and not partial.is_dir():
+            self._set_aside(partial, "is not a folder")
         partial.mkdir(exist_ok=True)
         if fault(partial, recipe):  # else only its name was wanting
-            self._fill(partial, recipe, make)
-        shutil.rmtree(partial / "checkpoints", ignore_errors=True)  # not sooner: what comes before may find a full disk
+            self._fill(partial, recipe, make, lease)
         lease.check()
-        os.replace(partial, folder)
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)  # not sooner: what comes before may find a full disk
+        try:
+            os.replace(partial, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if wrong := fault(folder, recipe):
+                self._set_aside(folder, wrong)
+                os.replace(partial, folder)
+            else:  # another has brought the same, without the lease
+                shutil.rmtree(partial)
 
-    def _fill(self, partial: Path, recipe: dict[str, Any], make: Callable[[Path], None]) -> None:
-        for leftover in partial.iterdir():
-            if leftover.name != "checkpoints":
+    def _fill(self, partial: Path, recipe: dict[str, Any], make: Callable[[Path], None], lease: Lease) -> None:
+        kept = partial / "checkpoints"
+        for leftover in list(partial.iterdir()):
+            if leftover.is_dir() != (leftover == kept):
+                self._set_aside(leftover, "has no place there")
+            elif leftover != kept:
                 leftover.unlink()
-        if wrong := damaged(partial / "checkpoints"):
-            self._set_aside(partial / "checkpoints", f"has a damaged {wrong.name}")
+        if wrong := damaged(kept):
+            self._set_aside(kept, f"has a damaged {wrong.name}")
         # A maker may be called under an auditor's no_grad, and must not move the caller's random state.
         token = _patient.set(True)  # what has begun is finished
         try:
@@ -182,13 +201,13 @@ class Store:
                 make(partial)
         finally:
             _patient.reset(token)
+        lease.check()  # who has slept must not mark what the new holder is at as complete
         write_json(partial / "recipe.json", recipe)
-        files = (file for file in sorted(partial.iterdir()) if file.name != "checkpoints")
-        write_json(partial / "done.json", {file.name: file_checksum(file) for file in files})
+        write_json(partial / "done.json", {name: file_checksum(partial / name) for name in sorted(_files(partial))})
 
     def _set_aside(self, folder: Path, fault: str | None) -> None:
         place = self.root / "set_aside" / "-".join(folder.relative_to(self.root).parts)
-        number = next(n for n in itertools.count() if not Path(f"{place}-{n}").exists())
+        number = next(n for n in itertools.count() if not os.path.lexists(f"{place}-{n}"))
         place.parent.mkdir(exist_ok=True)
         os.replace(folder, f"{place}-{number}")
         print(f"store: {folder} {fault}; set aside as {place}-{number} and made again", file=sys.stderr)
@@ -200,15 +219,29 @@ def write_json(file: Path, value: object) -> None:
 
 
 def fault(folder: Path, recipe: dict[str, Any]) -> str | None:
-    """What is wrong with a folder that should hold what `recipe` makes; None if nothing is."""
+    """What is wrong with a folder that should hold what `recipe` makes, and nothing else; None if nothing is."""
     try:
+        there = _files(folder)
+        if odd := [name for name, plain in there.items() if not plain]:
+            return f"holds {min(odd)}, which is not a plain file"
         done = json.loads((folder / "done.json").read_text())
         if json.loads((folder / "recipe.json").read_text()) != json.loads(json.dumps(recipe)):
             return "was made by another recipe"
+        # Hidden files are a file system's or a browser's own
+        if more := [name for name in there.keys() - done.keys() - {"done.json"} if not name.startswith(".")]:
+            return f"holds {min(more)}, which its done.json does not name"
+        if lacking := done.keys() - there.keys():  # before anything is opened: a name may be a way out
+            return f"is incomplete (no {min(lacking)})"
         changed = [name for name, checksum in done.items() if file_checksum(folder / name) != checksum]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return f"is incomplete ({error})"
     return f"has a damaged {changed[0]}" if changed else None
+
+
+def _files(folder: Path) -> dict[str, bool]:
+    """The names in a folder of the store, and whether each is a plain file; unfinished work does not count."""
+    with os.scandir(folder) as entries:
+        return {each.name: each.is_file(follow_symlinks=False) for each in entries if each.name != "checkpoints"}
 
 
 def file_checksum(file: Path) -> str:

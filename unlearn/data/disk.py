@@ -5,7 +5,7 @@ The first read converts (with torchvision, scikit-learn or Pillow, as the loader
 
 import hashlib
 import json
-import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from unlearn.data.augment import STEPS
 from unlearn.data.images import Data, Images
 from unlearn.data.split import stratified
+from unlearn.files import replacing
+from unlearn.lease import Lease, LostLeaseError
 from unlearn.settings import SettingError
 from unlearn.streams import Streams
 
@@ -112,9 +113,18 @@ def write(folder: Path, arrays: Arrays) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for kind in NAMES:
         dtype = np.uint8 if kind.endswith("images") else np.int64
-        temporary = folder / f".{kind}.npy"
-        np.save(temporary, np.ascontiguousarray(arrays[kind], dtype=dtype))
-        os.replace(temporary, folder / f"{kind}.npy")
+        with replacing(folder / f"{kind}.npy") as stream:
+            np.save(stream, np.ascontiguousarray(arrays[kind], dtype=dtype))
+
+
+def leased(folder: Path) -> Lease:
+    """The right to write the arrays of a folder, which is made; whoever has to wait for it says for whom."""
+
+    def waiting(holder: str) -> None:
+        print(f"data: waiting for {holder}, which is writing {folder}", file=sys.stderr, flush=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return Lease(folder, "arrays", waiting)
 
 
 def checksum(file: Path) -> str:
@@ -140,15 +150,17 @@ def _digest(source: Sequence[object]) -> str:
 
 
 def _convert_once(folder: Path, convert: Callable[[Path], Arrays]) -> None:
-    if all((folder / f"{kind}.npy").exists() for kind in NAMES):
-        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if not all((folder / f"{kind}.npy").exists() for kind in NAMES):
-                write(folder, convert(folder))
+        while not _complete(folder):
+            with suppress(LostLeaseError), leased(folder):  # what its new holder writes will do
+                if not _complete(folder):
+                    write(folder, convert(folder))
     except OSError as error:
         raise DataError("dataset.root", folder.parent, f"cannot be written to ({error})") from error
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / f"{kind}.npy").exists() for kind in NAMES)
 
 
 def _verified(name: str, folder: Path, expected: Mapping[str, str | None], remedy: str) -> dict[str, str]:
@@ -169,12 +181,11 @@ def _verified(name: str, folder: Path, expected: Mapping[str, str | None], remed
         if wanted is not None and found[kind] != wanted:
             raise DataError("dataset", name, f"{file} has sha256 {found[kind]}, expected {wanted}; {remedy}")
     text = json.dumps(known, indent=1)
-    temporary = folder / f".verified.{os.getpid()}"
     # A shared folder may be read-only: then each run hashes anew, which costs a second and changes nothing
     with suppress(OSError):
         if not mark.exists() or mark.read_text() != text:
-            temporary.write_text(text)
-            os.replace(temporary, mark)
+            with replacing(mark) as stream:
+                stream.write(text.encode())
     return found
 
 
