@@ -52,6 +52,8 @@ def read(
     names a `validation` or `augment` that cannot be.
     """
     _allowed(validation, augment)
+    if not root:
+        raise SettingError("dataset.root", "", "must name a folder")
     folder = Path(root).expanduser() / (f"{name}-{_digest(source)}" if source else name)
     remedy = f"delete it, and it is made again from {source[0]}" if source else f"delete it and {how(name)}"
     _convert_once(folder, convert)
@@ -140,9 +142,9 @@ def _digest(source: Sequence[object]) -> str:
 
 
 def _convert_once(folder: Path, convert: Callable[[Path], Arrays]) -> None:
-    if all((folder / f"{kind}.npy").exists() for kind in NAMES):
-        return
     try:
+        if all((folder / f"{kind}.npy").exists() for kind in NAMES):
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             if not all((folder / f"{kind}.npy").exists() for kind in NAMES):
