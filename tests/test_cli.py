@@ -86,7 +86,7 @@ class Commands:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         return Finished(done.returncode, done.stdout, done.stderr)
 
-    def __call__(self, *words: str, **environment: str) -> Finished:
+    def __call__(self, *words: str, out: str = "", err: str = "", **environment: str) -> Finished:
         if self.server is None:
             self.server = subprocess.Popen(
                 [sys.executable, "-c", PREFORK],
@@ -95,12 +95,13 @@ class Commands:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.count += 1
-        files = {name: self.folder / f"{self.count}.{name}" for name in ("out", "err")}
+        given = {"out": out, "err": err}
+        files = {name: Path(place or self.folder / f"{self.count}.{name}") for name, place in given.items()}
         job = {"words": [RUN, *words], "cwd": self.folder, "environment": environment} | files
         self.server.stdin.write(json.dumps(job, default=str) + "\n")
         self.server.stdin.flush()
         status = int(self.server.stdout.readline())
-        return Finished(status, *(file.read_text() for file in files.values()))
+        return Finished(status, *(file.read_text() if file.is_file() else "" for file in files.values()))
 
     def close(self) -> None:
         if self.server is not None:
@@ -266,6 +267,23 @@ def test_disabled_mirroring_writes_nothing(command: Commands) -> None:
     row_of(command(*words, "auditor=[accuracy]", "objective=test_accuracy"), command.folder)
     assert not (command.folder / "nowhere").exists()
     assert not (command.folder / "silent" / "wandb").exists()
+
+
+def test_standard_output_that_takes_no_more_is_named_and_the_row_is_complete(command: Commands) -> None:
+    words = (*TINY, "method=none", "store=full", "wandb.mode=disabled", "auditor=[accuracy]")
+    finished = command(*words, "objective=test_accuracy", out="/dev/full")
+    (file,) = (command.folder / "full").glob("rows/*/row.json")
+    said = "standard output cannot be written to (No space left on device); the row is complete: "
+    assert finished.err.splitlines()[-1] == f"error: {said}{file.relative_to(command.folder)}"
+    assert finished.status == 2
+    assert "Traceback" not in finished.err
+
+
+def test_progress_that_cannot_be_shown_ends_nothing(command: Commands) -> None:
+    words = (*TINY, "method=none", "store=unseen", "wandb.mode=disabled", "auditor=[accuracy]")
+    finished = command(*words, "objective=test_accuracy", err="/dev/full")
+    assert finished.status == 0
+    assert (command.folder / finished.out.splitlines()[-1]).is_file()
 
 
 # Several rows
