@@ -46,9 +46,8 @@ def main(cfg: DictConfig) -> float | None:
         if job.mode is not RunMode.MULTIRUN:
             end(error)
         print(f"error: {error}", file=sys.stderr)
-        raise CompactHydraException(
-            str(error)
-        ) from None  # the other jobs go on, and Hydra reports the failure at the end
+        # The other jobs go on, and Hydra reports the failure at the end
+        raise CompactHydraException(str(error)) from None
     except Exception:
         if job.mode is RunMode.MULTIRUN:  # another process is handed the error, but not where it came from
             traceback.print_exc()
