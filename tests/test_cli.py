@@ -86,7 +86,7 @@ class Commands:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         return Finished(done.returncode, done.stdout, done.stderr)
 
-    def __call__(self, *words: str, **environment: str) -> Finished:
+    def __call__(self, *words: str, out: str = "", err: str = "", **environment: str) -> Finished:
         if self.server is None:
             self.server = subprocess.Popen(
                 [sys.executable, "-c", PREFORK],
@@ -95,12 +95,13 @@ class Commands:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.count += 1
-        files = {name: self.folder / f"{self.count}.{name}" for name in ("out", "err")}
+        given = {"out": out, "err": err}
+        files = {name: Path(place or self.folder / f"{self.count}.{name}") for name, place in given.items()}
         job = {"words": [RUN, *words], "cwd": self.folder, "environment": environment} | files
         self.server.stdin.write(json.dumps(job, default=str) + "\n")
         self.server.stdin.flush()
         status = int(self.server.stdout.readline())
-        return Finished(status, *(file.read_text() for file in files.values()))
+        return Finished(status, *(file.read_text() if file.is_file() else "" for file in files.values()))
 
     def close(self) -> None:
         if self.server is not None:
@@ -268,6 +269,23 @@ def test_disabled_mirroring_writes_nothing(command: Commands) -> None:
     assert not (command.folder / "silent" / "wandb").exists()
 
 
+def test_standard_output_that_takes_no_more_is_named_and_the_row_is_complete(command: Commands) -> None:
+    words = (*TINY, "method=none", "store=full", "wandb.mode=disabled", "auditor=[accuracy]")
+    finished = command(*words, "objective=test_accuracy", out="/dev/full")
+    (file,) = (command.folder / "full").glob("rows/*/row.json")
+    said = "standard output cannot be written to (No space left on device); the row is complete: "
+    assert finished.err.splitlines()[-1] == f"error: {said}{file.relative_to(command.folder)}"
+    assert finished.status == 2
+    assert "Traceback" not in finished.err
+
+
+def test_progress_that_cannot_be_shown_ends_nothing(command: Commands) -> None:
+    words = (*TINY, "method=none", "store=unseen", "wandb.mode=disabled", "auditor=[accuracy]")
+    finished = command(*words, "objective=test_accuracy", err="/dev/full")
+    assert finished.status == 0
+    assert (command.folder / finished.out.splitlines()[-1]).is_file()
+
+
 # Several rows
 
 
@@ -342,7 +360,8 @@ def refused(command: Commands, *words: str) -> str:
         for word in (*TINY, "wandb.mode=disabled")
         if not any(word.startswith(its.split("=")[0] + sign) for its in words for sign in "=.")
     ]
-    finished = command(*tiny, *given, *words)
+    options = [word for word in words if word == "-m"]
+    finished = command(*options, *tiny, *given, *words[len(options) :])
     assert finished.status != 0
     assert finished.out == ""
     assert "Traceback" not in finished.err
@@ -360,7 +379,7 @@ REFUSALS = {
     "too many": (["scenario.fraction=null", "scenario.count=5000"], "scenario.count=5000", "training images"),
     "share and count": (["scenario.count=5"], "scenario.count=5", "either scenario.fraction or scenario.count"),
     "no such class": ([SOME_CLASS, "scenario.classes=[10]"], "scenario.classes=10", "0 to 9"),
-    "negative class": ([SOME_CLASS, "scenario.classes=[-1]"], "scenario.classes", "greater than or equal to 0"),
+    "negative class": ([SOME_CLASS, "scenario.classes=[-1]"], "scenario.classes.0=-1", "greater than or equal to 0"),
     "no class": ([SOME_CLASS, "scenario.classes=[]"], "scenario.classes=[]", "at least one"),
     "every class": ([SOME_CLASS, "scenario.classes=[0,1,2,3,4,5,6,7,8,9]"], "scenario=", "some must stay"),
     "no such label": (["scenario=class_fraction", "scenario.label=11"], "scenario.label=11", "0 to 9"),
@@ -387,6 +406,45 @@ REFUSALS = {
     "word for a mirror": (["wandb=offline"], "wandb=offline", "set wandb.mode=disabled"),
     "null device": (["device=null"], "device=None", "must be a valid string"),
     "null store": (["store=null"], "store=None", "must be a valid string"),
+    "empty store": (["store="], "store=", "at least 1"),
+    "empty data folder": (["dataset.root="], "dataset.root=", "must name a folder"),
+    "true for a number": (["seed=true"], "seed=True", "must be a number"),
+    "true for a number in a list": ([SOME_CLASS, "scenario.classes=[true]"], "scenario.classes=[True]", "a number"),
+    "one for true": (["deterministic=1"], "deterministic=1", "must be true or false"),
+    "one for debug": (["debug=1"], "debug=1", "boolean"),
+    "more than 64 bits": (["seed=" + "9" * 19], "seed=999", "at most 18 digits"),
+    "more than Python reads": (["train.epochs=" + "9" * 5000], "train.epochs=999", "too many digits"),
+    "more than float32 holds": (["train.lr=1e308"], "train.lr=1e+308", "at most 1e+30"),
+    "no such key to take": (["seed=${nope}"], "seed=${nope}", "not found"),
+    "no such variable": (["seed=${oc.env:NOPE}"], "seed=${oc.env:NOPE}", "'NOPE' not found"),
+    "itself": (["seed=${seed}"], "seed=${seed}", "Recursive"),
+    "no key for the log": (["hydra.run.dir=${nope}"], "hydra.run.dir=${nope}", "not found"),
+    "device for nothing": (["device=meta"], "device=meta", "allowed: auto, cpu"),
+    "one of many processors": (["device=cpu:5"], "device=cpu:5", "allowed: auto, cpu"),
+    "no mode of the mirror": (["~wandb.mode"], "wandb.mode=nothing", "must be there"),
+    "list of folders for the mirror": (["wandb.dir=[1]"], "wandb.dir=[1]", "valid string"),
+    "no function": (["~method._target_"], "method._target_=nothing", "must name a function"),
+    "arguments for Hydra": (["+method._args_=[1]"], "method._args_=[1]", "is not a setting"),
+    "no partial": (["+method._partial_=false"], "method._partial_=False", "is not a setting"),
+    "conversion": (["+auditor.gap._convert_=x"], "auditor.gap._convert_=x", "is not a setting"),
+    "long choice": (["method=" + "x" * 5000], "method=xxx", "one of the choices in conf/method"),
+    "long folder of logs": (["hydra.run.dir=/tmp/" + "x" * 300], "hydra.run.dir=/tmp/xxx", "File name too long"),
+    "folder of logs nowhere": (["hydra.run.dir=/proc/x"], "hydra.run.dir=/proc/x", "No such file"),
+    "long data folder": (["dataset.root=/tmp/" + "x" * 300], "dataset.root=/tmp/xxx", "File name too long"),
+    "long list of images": (["scenario=indices", "scenario.file=" + "x" * 300], "scenario.file=xxx", "no such file"),
+    "long folder of images": (["dataset=image_folder", "dataset.path=" + "x" * 300], "dataset.path=xxx", "must be a"),
+    "long folder of arrays": (["dataset=arrays", "dataset.path=" + "x" * 300], "dataset.path=xxx", "has no"),
+    "no processes": (["-m", "cluster=local", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs=0", "no meaning"),
+    "resolved without a configuration": (["--resolve"], "--resolve", "with --cfg or --help"),
+    "seeds of which there are none": (["-m", "seed=range(0,0)"], "seed=range(0,0)", "no value"),
+    "methods of which there are none": (["-m", "method=glob(zzz*)"], "method=glob(zzz*)", "no value"),
+    "class named twice": ([SOME_CLASS, "scenario.classes=[0,0]"], "scenario.classes=[0, 0]", "more than once"),
+    "key beside one that must be given": (["scenario=indices", "scenario.path=x"], "scenario.path=x", "there are file"),
+    "key of a launcher": (["cluster=local", "hydra.launcher.nope=1"], "hydra.launcher.nope=1", "there are n_jobs,"),
+    "no letter Hydra knows": (["seed=\u0661"], "seed=\u0661", "must be key=value"),
+    "one of two kinds": (["method=sg_unlearn", "method.compat=[Q9]"], "method.compat=['Q9']", "'Q5' or 'Q6'"),
+    "mode of Hydra": (["hydra.mode=x"], "hydra.mode=x", "[RUN, MULTIRUN]"),
+    "list of auditors that is none": (["auditor={a:1}"], "auditor={a:1}", "must be one of the choices"),
     "no requests": (["requests=0"], "requests=0", "greater than 0"),
     "more requests than images": (["scenario.fraction=0.01", "requests=14"], "requests=14", "at most the 13 images"),
     "setting of a method": (["method.lr=-1"], "method.lr=-1", "greater than or equal to 0"),
@@ -533,7 +591,7 @@ def test_unknown_choices_and_keys_are_told_what_there_is(command: Commands) -> N
     assert "Traceback" not in finished.err
     finished = command("method.lrr=1", "store=unused")
     assert finished.status != 0
-    assert finished.err.startswith("error: Could not override 'method.lrr'. There are epochs, batch_size, lr, ")
+    assert finished.err.startswith("error: method.lrr=1: is not a setting; there are epochs, batch_size, lr, ")
     assert finished.err.count("\n") == 1
     assert "Traceback" not in finished.err
     assert not (command.folder / "unused").exists()

@@ -57,6 +57,11 @@ def processes(session: int) -> set[int]:
     return found
 
 
+def resident(process: int) -> int:
+    """The pages of memory that a process has, by which a worker is told from its keepers."""
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1])
+
+
 @pytest.mark.parametrize("cluster", LAUNCHERS)
 @pytest.mark.parametrize("sweep", [None, *SWEEPS])
 def test_every_sweep_goes_with_every_cluster(sweep: str | None, cluster: str) -> None:
@@ -102,11 +107,24 @@ def test_processes_that_are_interrupted_leave_nobody_behind(tmp_path: Path) -> N
         time.sleep(0.1)
 
 
+def test_a_process_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    run = started(tmp_path, "store", "cluster=local", "method=none", "train.epochs=2000", "seed=0,1")
+    assert run.stderr is not None
+    while "epoch 1/2000" not in run.stderr.readline():
+        assert run.poll() is None
+    workers = processes(run.pid) - {run.pid}
+    os.kill(max(workers, key=resident), signal.SIGKILL)  # as the kernel does where memory is short
+    _, errors = run.communicate()
+    assert run.returncode == 2
+    assert errors.splitlines()[-1] == "error: a process was killed; the same command continues"
+    assert "Traceback" not in errors
+
+
 def test_a_machine_without_slurm_says_so(tmp_path: Path) -> None:
     run = started(tmp_path, "store", "cluster=slurm", "method=none", PATH=str(tmp_path))
     _, errors = run.communicate()
     assert run.returncode == 2
-    assert errors.splitlines()[-1].startswith('error: Could not detect "srun"')
+    assert errors.splitlines()[-1].startswith('error: cluster=slurm: Could not detect "srun"')
     assert "Traceback" not in errors
 
 

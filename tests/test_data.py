@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -457,12 +458,52 @@ def test_damaged_deep_and_huge_files(
     data = read("image_folder", tmp_path, path=str(source), size=8, validation=0)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 3
-    assert told.pop(0).endswith(f"1 files hold no image, by their names, and are left out: {source}/ant/notes.txt")
+    assert told.pop(0).endswith(f"1 files are not images of a class and are left out: {source}/ant/notes.txt")
     assert told[0].startswith("image_folder: 6 of 27 files cannot be read and are left out: ")
     assert f"{source}/ant/cut.png, {source}/ant/empty.png, {source}/ant/float.tiff, ..." in told[0]
     assert told[1] == f"image_folder: 1 of 27 files have 16 bits and are scaled to 8: {source}/ant/deep.png"
     assert len(data.train) + len(data.test) == 21
     assert [200] * 3 in torch.cat([data.train.pixels, data.test.pixels])[:, 0, 0].tolist()
+
+
+def test_all_that_is_no_image_of_a_class_is_named(tmp_path: Path) -> None:
+    source = folder_of_two(tmp_path / "images")
+    for place in ("beside.png", ".hidden.png", "ant/.hidden.png"):
+        (source / place).write_text("")
+    (source / ".folder").mkdir()
+    (source / "lost").symlink_to("nowhere")
+    (source / "ant" / "up").symlink_to(source)
+    (source / "ant" / "self").symlink_to(source / "ant")
+    read("image_folder", tmp_path, path=str(source), size=8, validation=0)
+    (file,) = tmp_path.rglob("left_out.json")
+    reasons = {str(Path(name).relative_to(source)): why for name, why in json.loads(file.read_text()).items()}
+    hidden = dict.fromkeys([".folder", ".hidden.png", "ant/.hidden.png"], "is hidden, by its name")
+    beside = dict.fromkeys(["beside.png", "lost"], "lies beside the folders of the classes")
+    up, itself = (f"leads to {place}, whose images are there already" for place in (source, source / "ant"))
+    assert reasons == hidden | beside | {"ant/up": up, "ant/self": itself}
+
+
+def png_of_16_bits(file: Path, kind: int, channels: int) -> None:
+    """A file as Pillow itself does not write it: PNG's colour type 2 is RGB, 4 grey with alpha."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    lines = zlib.compress((b"\0" + struct.pack(">H", 51400) * channels * 8) * 8)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b""))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_16_bits_of_more_than_one_channel_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: int, channels: int
+) -> None:
+    source = folder_of_two(tmp_path / "images")
+    png_of_16_bits(source / "ant" / "deep.png", kind, channels)
+    read("image_folder", tmp_path, path=str(source), size=8, validation=0)
+    told = capsys.readouterr().err
+    assert told.startswith("image_folder: 1 of ")
+    assert told.endswith(f"files have 16 bits and are scaled to 8: {source}/ant/deep.png\n")
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_random_refuses(data: Data, fraction: Any, count: Any, key: str) -> None
 # Classes
 
 
-@pytest.mark.parametrize("classes", [[0], [9], [3, 5], [5, 3, 3], list(range(9))])
+@pytest.mark.parametrize("classes", [[0], [9], [3, 5], [5, 3], list(range(9))])
 def test_class_wise_is_every_image_of_the_classes(data: Data, classes: list[int]) -> None:
     chosen = forget(data, "class_wise", classes=classes)
     wanted = [i for i, label in enumerate(data.train.labels.tolist()) if label in classes]
@@ -120,9 +120,9 @@ def test_class_wise_is_every_image_of_the_classes(data: Data, classes: list[int]
         ([], "scenario.classes", [], "name at least one class"),
         ([10], "scenario.classes", 10, "not a class of dataset digits, which has 0 to 9"),
         ([0, 11, 12], "scenario.classes", 11, "not a class of dataset digits, which has 0 to 9"),
-        ([2, -1], "scenario.classes.1", [2, -1], "must be greater than or equal to 0"),
+        ([2, -1], "scenario.classes.1", -1, "must be greater than or equal to 0"),
         (3, "scenario.classes", 3, "must be a valid list"),
-        (["cat"], "scenario.classes.0", ["cat"], "must be a valid integer"),
+        (["cat"], "scenario.classes.0", "cat", "must be a valid integer"),
     ],
 )
 def test_class_wise_refuses(data: Data, classes: Any, key: str, value: Any, allowed: str) -> None:

@@ -108,7 +108,9 @@ def test_what_sbatch_refuses_is_one_line(cluster: Cluster) -> None:
     with cluster.running("refused", *words) as run:
         assert run.wait(PATIENCE) == 2
     last = cluster.errors("refused").splitlines()[-1]
-    assert last.startswith("error: sbatch: error: invalid partition specified: nowhere")
+    assert last.startswith(
+        "error: hydra.launcher.partition=nowhere: sbatch: error: invalid partition specified: nowhere"
+    )
     assert "Traceback" not in cluster.errors("refused")
 
 

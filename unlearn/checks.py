@@ -8,10 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import StrictBool
 
 from unlearn.layers import trained_modules
 from unlearn.request import needed
-from unlearn.settings import SettingError, check, companion
+from unlearn.settings import Name, SettingError, check, companion
 from unlearn.streams import Streams
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ TOP = (
     "seed", "split", "requests", "layers", "device", "precision", "deterministic", "store", "checkpoint_seconds",
     "objective", "debug",
 )  # fmt: skip
+LONGEST_NAME = 200
+"""Letters of a choice's name; a file system takes 255 bytes."""
 KNOWN = (*CHOSEN, *TOP, "wandb")
 """All keys of a configuration, the groups first."""
 
@@ -37,11 +40,14 @@ def refusal(group: str, value: object) -> SettingError:
 
 
 def check_word(word: str) -> None:
-    """A word of a command line chooses no file of configuration outside its group's folder."""
+    """A word of a command line chooses no file outside its group's folder, nor what can be no file or number at all."""
     key, _, value = word.partition("=")
     group = key.lstrip("+").partition("@")[0]
-    if group in (*CHOSEN, "experiment", "sweep", "cluster") and ".." in re.split(r"[][/,\s\"']+", value):
+    names = re.split(r"[][/,\s\"']+", value)
+    if group in (*CHOSEN, "experiment", "sweep", "cluster") and (".." in names or max(map(len, names)) > LONGEST_NAME):
         raise refusal(group, value)
+    if re.search(r"[\d_]{4300}", value):  # where Python stops reading, and Hydra with an error that names no key
+        raise SettingError(key, value, "has a number of too many digits")
 
 
 def check_groups(settings: Mapping[str, Any]) -> None:
@@ -61,8 +67,14 @@ def check_groups(settings: Mapping[str, Any]) -> None:
             raise refusal(group, settings.get(group))
     if not isinstance(settings["wandb"], Mapping):
         raise SettingError("wandb", settings["wandb"], "cannot be set as a whole; set wandb.mode=disabled, say")
-    check(str, "store", settings["store"])
+    for name in WANDB:
+        if name not in settings["wandb"]:
+            raise SettingError(f"wandb.{name}", "nothing", "must be there")
+    for name in ("project", "dir"):
+        check(Name, f"wandb.{name}", settings["wandb"][name])
+    check(Name, "store", settings["store"])
     check(str, "objective", settings["objective"])
+    check(StrictBool, "debug", settings["debug"])
 
 
 def check_metrics(lab: Lab) -> None:

@@ -1,6 +1,7 @@
 """Which device and which precision, from `auto` or a name."""
 
 import os
+import re
 
 import torch
 
@@ -10,16 +11,19 @@ from unlearn.settings import SettingError, check
 def choose_device(name: str) -> torch.device:
     """`auto` is a GPU when there is one, and a GPU becomes torch's current device.
 
-    Raises `SettingError` for a device this machine lacks.
+    Raises `SettingError` for a device this machine lacks, or of a kind that nothing is trained on.
     """
+    found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    refused = SettingError("device", name, f"not on this machine; allowed: auto, {', '.join(found)}")
     if check(str, "device", name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise refused
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        raise SettingError("device", name, f"not on this machine; allowed: auto, {', '.join(found)}") from error
+        raise refused from error
     if device.type == "cuda":
         torch.cuda.set_device(device)  # whose generators `streams.forked` keeps
     return device

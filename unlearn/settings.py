@@ -7,11 +7,11 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import pydantic
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
@@ -21,6 +21,14 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Gt(0)]
 Index = Annotated[int, Ge(0)]
+Name = Annotated[str, MinLen(1)]
+
+MOST = 1e30
+"""Of a number: float32 holds little more, and a learning rate is multiplied before it becomes one."""
+LONGEST = 18
+"""Digits of a whole number, so that it fits into 64 bits."""
+HYDRAS = ("_args_", "_partial_", "_convert_", "_recursive_")
+"""Keys by which a YAML would steer Hydra's `instantiate`; none is a setting."""
 
 
 class SettingError(ValueError):
@@ -42,15 +50,52 @@ def check(kind: Any, key: str, value: object) -> Any:
     # Infinity has no place in JSON, and so in no recipe
     config = pydantic.ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
     try:
-        return pydantic.TypeAdapter(kind, config=config).validate_python(value)
+        found = pydantic.TypeAdapter(kind, config=config).validate_python(value)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        inner = first.get("ctx", {}).get("error")
+        inner = error.errors()[0].get("ctx", {}).get("error")
         if isinstance(inner, SettingError):
             raise SettingError(f"{key}.{inner.key}".rstrip("."), inner.value, inner.allowed) from error
-        where = ".".join(str(part) for part in (key, *first["loc"]) if isinstance(part, int) or part == key)
-        allowed = first["msg"][0].lower() + first["msg"][1:]
-        raise SettingError(where, value, allowed.replace("input should be", "must be")) from error
+        raise _refusal(key, value, error) from error
+    if wrong := _mistaken(value, found):
+        raise SettingError(key, value, wrong)
+    return found
+
+
+def _refusal(key: str, value: Any, error: pydantic.ValidationError) -> SettingError:
+    """What pydantic says: of the first item that is wrong, or of every kind that a value may be of."""
+    branches = {
+        its["loc"][:1]: its for its in reversed(error.errors()) if its["loc"] and isinstance(its["loc"][0], str)
+    }
+    if len(branches) < 2:
+        first = error.errors()[0]
+        for part in first["loc"]:
+            if isinstance(part, int):
+                key, value = f"{key}.{part}", value[part] if isinstance(value, Sequence) else value
+        return SettingError(key, value, _allowed(first["msg"]))
+    said = [
+        ("each of a list " if any(isinstance(part, int) for part in its["loc"]) else "") + _allowed(its["msg"])
+        for its in reversed(branches.values())
+    ]
+    return SettingError(key, value, ", or ".join(dict.fromkeys(said)))
+
+
+def _allowed(said: str) -> str:
+    return (said[0].lower() + said[1:]).replace("input should be", "must be").replace("string should", "must")
+
+
+def _mistaken(value: object, found: object) -> str | None:
+    """What pydantic lets pass: true as the number 1, 1 as true, and numbers that nothing can compute with."""
+    if isinstance(value, list | tuple) and isinstance(found, list | tuple):
+        return next(filter(None, map(_mistaken, value, found)), None)
+    if isinstance(value, bool) and not isinstance(found, bool):
+        return "must be a number, not true or false"
+    if isinstance(found, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+        return "must be true or false"
+    if isinstance(found, float) and abs(found) > MOST:
+        return f"must be at most {MOST:g} in size"
+    if isinstance(found, int) and abs(found) >= 10**LONGEST:
+        return f"must have at most {LONGEST} digits"
+    return None
 
 
 def build(settings: Mapping[str, Any], group: str) -> functools.partial[Any]:
@@ -58,10 +103,15 @@ def build(settings: Mapping[str, Any], group: str) -> functools.partial[Any]:
 
     Objects are given to the partial later and never to Hydra, which would turn them into configs (hydra#2591).
     """
+    for name in HYDRAS:
+        if name in settings:
+            raise SettingError(f"{group}.{name}", settings[name], "is not a setting")
+    if not isinstance(settings.get("_target_"), str):
+        raise SettingError(f"{group}._target_", settings.get("_target_", "nothing"), "must name a function")
     try:
         target: functools.partial[Any] = instantiate(settings, _partial_=True, _convert_="all")
     except InstantiationException as error:
-        raise SettingError(f"{group}._target_", settings.get("_target_"), " ".join(str(error).split())) from error
+        raise SettingError(f"{group}._target_", settings["_target_"], " ".join(str(error).split())) from error
     _check_names(target, settings, group)
     hints = typing.get_type_hints(inspect.unwrap(target.func), include_extras=True)
     keywords = {name: check(hints.get(name, Any), f"{group}.{name}", value) for name, value in target.keywords.items()}

@@ -20,19 +20,47 @@ from unlearn.settings import build
 EXAMPLES = int(os.environ.get("UNLEARN_FAULTS", "30"))
 GROUPS = {"dataset": "digits", "model": "convnet", "train": "standard", "scenario": "random", "method": "finetune"}
 NAMES = st.from_regex(r"[a-z][a-z_]{2,11}", fullmatch=True)
-TOP = {"seed": (-1, "x", 1.5, "[1]"), "split": (-3, "none", "{a:1}"), "requests": (0, -1, "x", 100000)}
-TOP |= {"device": ("cud", 3, "[cpu]"), "precision": ("fp64", 32), "layers": ("middle", 7, "[nothing.here]")}
-TOP |= {"deterministic": ("maybe", 3), "objective": ("accuracy", 1, "[a]"), "store": ("/proc/nowhere", "[1]", "{a:1}")}
-TOP |= {"wandb.mode": ("on", 1), "wandb": ("false", 3), "auditor": ("[]", "[accuracy", "everything", "[accuracy,no]")}
-TOP |= {"checkpoint_seconds": (-1, "x")}
+TOP = {
+    "seed": (-1, "x", 1.5, "[1]", "true", "\u0661", "9" * 19, "${nope}", "${seed}", "${oc.env:NOPE}"),
+    "split": (-3, "none", "{a:1}"),
+    "requests": (0, -1, "x", 100000, "true"),
+}
+TOP |= {"device": ("cud", 3, "[cpu]", "meta", "cpu:5", "cuda:", "${nope}"), "layers": ("middle", 7, "[nothing.here]")}
+TOP |= {"precision": ("fp64", 32), "deterministic": ("maybe", 3, 1), "debug": (1, "x", "${nope}")}
+TOP |= {"objective": ("accuracy", 1, "[a]"), "store": ("/proc/nowhere", "[1]", "{a:1}", "", "''", f"/tmp/{'x' * 300}")}
+TOP |= {"wandb.mode": ("on", 1), "wandb": ("false", 3), "wandb.dir": ("[1]", ""), "wandb.project": (1, "''")}
+TOP |= {"auditor": ("[]", "[accuracy", "everything", "[accuracy,no]", "{a:1}"), "checkpoint_seconds": (-1, "x", "true")}
+TOP |= {"dataset.root": ("", "/proc/nowhere", f"/tmp/{'x' * 300}"), "train.lr": ("1e308", "9" * 400, "9" * 5000)}
+TOP |= {"hydra.run.dir": ("/proc/x", "/proc/x/y", f"/tmp/{'x' * 300}", "${nope}"), "hydra.mode": ("x",)}
+TOP |= {"method": ("x" * 5000, "", "[]"), "method._target_": (3, "os.system", "unlearn.nope"), "hydra/launcher": ("x",)}
 BROKEN = ("=", "=1", "seed", "method==finetune", "train.lr=[", "scenario={", "seed=1,2", "a b=c", "~seed")
+BROKEN += (
+    "~wandb.mode",
+    "~debug",
+    "~method._target_",
+    "~method",
+    "~auditor",
+    "--resolve",
+    "--config-name=x",
+    "+method=x",
+)
+SEVERAL = (  # words that are bad only together
+    "-m seed=range(0,0)", "-m method=glob(zzz*)", "-m cluster=local hydra.launcher.n_jobs=0",
+    "-m cluster=local hydra.launcher.n_jobs=x", "cluster=local hydra.launcher.nope=1",
+    "scenario=indices scenario.path=x", "cluster=slurm hydra.launcher.nope=1",
+    "scenario=class_wise scenario.classes=[0,0]", "scenario=class_wise scenario.classes=[-1]",
+    "scenario=class_wise scenario.classes=[true]", "method=sg_unlearn method.compat=[Q9]",
+)  # fmt: skip
+HYDRAS = ("_args_=[1]", "_partial_=false", "_convert_=x", "_recursive_=false")
 
 
 def outside(kind: Any) -> Iterator[object]:
     """Values that an annotation refuses."""
     text = typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
     if text in (int, float):
-        yield from ("abc", "[1,2]", "{a:1}")
+        yield from ("abc", "[1,2]", "{a:1}", "true", "9" * 400, "${nope}")
+    if text is float:
+        yield from ("1e39", "-1e308", "nan", "inf")
     if text is int:
         yield 0.5
     if text is bool:
@@ -62,6 +90,8 @@ WORDS = st.one_of(
     st.sampled_from(refused_values()),
     st.sampled_from([f"{key}={value}" for key, values in TOP.items() for value in values]),
     st.sampled_from(BROKEN),
+    st.sampled_from(SEVERAL),
+    st.builds("+{}.{}".format, st.sampled_from([*GROUPS, "auditor.gap"]), st.sampled_from(HYDRAS)),
     st.builds("{}={}".format, st.sampled_from([*GROUPS, "auditor", "experiment", "sweep", "cluster"]), NAMES),
     st.builds("{}{}.{}=1".format, st.sampled_from(["", "+"]), st.sampled_from([*GROUPS]), NAMES),
     st.builds("{}{}=1".format, st.sampled_from(["", "+"]), NAMES),
@@ -83,7 +113,12 @@ def test_a_bad_word_is_one_line_before_any_training(word: str, commands: Command
     if word.partition("=")[2] in known:
         return  # a choice that there is
     store = commands.folder / f"store{commands.count}"
-    finished = commands("train.epochs=1", "method.epochs=1", "wandb.mode=disabled", f"store={store}", word)
+    words = word.split(" ") if word in SEVERAL else [word]
+    options = [each for each in words if each.startswith("-m")]
+    usual = ["train.epochs=1", "wandb.mode=disabled", f"store={store}"]
+    if "method=" not in word:
+        usual.append("method.epochs=1")
+    finished = commands(*options, *usual, *words[len(options) :])
     assert finished.status not in (0, None), word
     assert "Traceback" not in finished.err, (word, finished.err)
     lines = finished.err.splitlines()

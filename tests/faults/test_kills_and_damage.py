@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from unlearn.store import Store, fault
 SHARE = int(os.environ.get("UNLEARN_FAULTS", "30")) / 300
 KILLS, PROCESSES, DAMAGED = round(100 * SHARE), (8 if SHARE == 1 else 3), round(100 * SHARE)
 WORDS = ("train.epochs=12", "method.epochs=4", "auditor=[standard]", "device=cpu", "wandb.mode=disabled")
+WORDS += ("checkpoint_seconds=0",)  # or what is killed within a minute has nothing to continue from
 
 
 def command(store: Path, *words: str) -> list[str]:
@@ -65,7 +67,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_row(tmp_path: Pat
     subprocess.run(command(tmp_path / "quiet"), cwd=folder, env=environment(tmp_path), check=True, capture_output=True)
     duration = time.monotonic() - began
     ((key, undisturbed),) = rows_of(tmp_path / "quiet").items()
-    store, complete = tmp_path / "killed", 0
+    store, complete, sent, continued = tmp_path / "killed", 0, 0, 0
     for number in range(KILLS):
         running = subprocess.Popen(
             command(store), cwd=folder, env=environment(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -74,7 +76,10 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_row(tmp_path: Pat
             running.wait(timeout=draw.uniform(0.3, 1.0) * duration)
         except subprocess.TimeoutExpired:
             running.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3])
+            sent += 1
         _, errors = running.communicate()
+        first = re.search(rb"epoch (\d+)/", errors)  # is of epoch 1, unless the training had been begun before
+        continued += first is not None and int(first[1]) > 1
         assert b"Traceback" not in errors, errors.decode()
         assert_sound(store)
         if rows_of(store):  # it was faster than the kill: from the beginning again
@@ -84,6 +89,8 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_row(tmp_path: Pat
     subprocess.run(command(store), cwd=folder, env=environment(tmp_path), check=True, capture_output=True)
     assert unclocked(rows_of(store)[key]) == unclocked(undisturbed)
     assert complete < KILLS
+    assert sent > KILLS / 2
+    assert continued
     ours, theirs = bits_of(store, ".safetensors"), bits_of(tmp_path / "quiet", ".safetensors")
     assert ours == theirs
     # Outputs lie under a key of all the model's files, its measured seconds among them, so only their bits are the same

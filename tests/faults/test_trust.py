@@ -224,7 +224,7 @@ def test_damaged_images_of_every_format_are_read_or_named(tmp_path: Path, capfd:
     assert unreadable > EXAMPLES / 5
     assert len(data.train) + len(data.test) == 2 * len(sound) + EXAMPLES + 1 - unreadable
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("image_folder: ")]
-    assert told[0].startswith("image_folder: 5 files hold no image, by their names, and are left out: ")
+    assert told[0].startswith("image_folder: 5 files are not images of a class and are left out: ")
     assert told[1].startswith(f"image_folder: {unreadable} of {2 * len(sound) + EXAMPLES + 1} files cannot be read")
 
 

@@ -1,5 +1,6 @@
 """A user's own arrays: images and labels in four .npy files."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ def arrays(
     """
     place = Path(path).expanduser().resolve()
     files = [place / f"{kind}.npy" for kind in disk.NAMES]
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not os.path.isfile(file)]
     if missing:
         raise disk.DataError("dataset.path", path, f"{place} has no {', '.join(missing)}")
     return disk.read(

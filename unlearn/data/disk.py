@@ -53,6 +53,8 @@ def read(
     names a `validation` or `augment` that cannot be.
     """
     _allowed(validation, augment)
+    if not root:
+        raise SettingError("dataset.root", "", "must name a folder")
     folder = Path(root).expanduser() / (f"{name}-{_digest(source)}" if source else name)
     remedy = f"delete it, and it is made again from {source[0]}" if source else f"delete it and {how(name)}"
     _convert_once(folder, convert)

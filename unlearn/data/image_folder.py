@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from unlearn.data import disk
@@ -28,6 +29,8 @@ from unlearn.streams import Streams
 # Those of the endings, whatever a file is called: of all that Pillow knows, one starts a program (EPS)
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 LEFT_OUT = "left_out.json"
+BESIDE = "lies beside the folders of the classes"
+HIDDEN = "is hidden, by its name"
 # What Pillow raises for damaged files, and for images so large that they are an attack (the warning made an error)
 UNREADABLE = (
     OSError,
@@ -62,7 +65,7 @@ def convert(
         raise disk.DataError("dataset.path", path, f"has test images of {strangers[0]}, and no training images of it")
     files = [[file for name in names for file in part.get(name, [])] for part in (train, test)]
     numbers = [label for part in (train, test) for label, name in enumerate(names) for _ in part.get(name, [])]
-    say("hold no image, by their names, and are left out", list(others))
+    say("are not images of a class and are left out", list(others))
     pixels, readable, unreadable = _pixels(files[0] + files[1], size)
     write(folder / LEFT_OUT, json.dumps(others | unreadable, indent=1).encode())
     labels = torch.tensor(numbers)[readable]
@@ -104,7 +107,7 @@ def image_folder(
     `path` lacks.
     """
     place = Path(path).expanduser().resolve()
-    if not place.is_dir():
+    if not os.path.isdir(place):  # which a name that is too long is not, either
         raise disk.DataError("dataset.path", path, "must be a folder with one folder of images for each class")
     try:
         train, test, others = _parts(place)
@@ -140,6 +143,8 @@ def _parts(path: Path) -> tuple[Tree, Tree, Reasons]:
     tests = [path / name for name in ("test", "val") if (path / name).is_dir()]
     if not tests or not (path / "train").is_dir():
         return _tree(path, path, others), {}, others
+    parts = ("train", "test", "val")
+    others |= {str(path / name): BESIDE for name in sorted(os.listdir(path)) if name not in parts}
     # An unlabelled test/ has no folders of classes, and val/ is the test set
     train = _tree(path, path / "train", others)
     return train, next(filter(None, (_tree(path, place, others) for place in tests)), {}), others
@@ -147,8 +152,12 @@ def _parts(path: Path) -> tuple[Tree, Tree, Reasons]:
 
 def _tree(path: Path, folder: Path, others: Reasons) -> Tree:
     above = {str(place) for place in (path, *path.parents, folder)}
-    names = [name for name in os.listdir(folder) if not name.startswith(".") and (folder / name).is_dir()]
-    found = {name: _images(str(folder / name), set(above), others) for name in sorted(names)}
+    found: Tree = {}
+    for name in sorted(os.listdir(folder)):
+        if name.startswith(".") or not (folder / name).is_dir():
+            others[str(folder / name)] = HIDDEN if name.startswith(".") else BESIDE
+        else:
+            found[name] = _images(str(folder / name), set(above), others)
     others |= {str(folder / name): "a class without images" for name, files in found.items() if not files}
     return {name: files for name, files in found.items() if files}
 
@@ -157,14 +166,15 @@ def _images(folder: str, seen: set[str], others: Reasons) -> list[str]:
     # A link may lead up again: no folder is entered twice for one class, and none that the class lies in
     real = os.path.realpath(folder)
     if real in seen:
+        others[folder] = f"leads to {real}, whose images are there already"
         return []
     seen.add(real)
     found = []
     for name in sorted(os.listdir(folder)):
         place = os.path.join(folder, name)
         if name.startswith("."):
-            continue
-        if name.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(place):
+            others[place] = HIDDEN
+        elif name.lower().endswith(IMG_EXTENSIONS) and os.path.isfile(place):
             found.append(place)
         elif os.path.isdir(place):
             found += _images(place, seen, others)
@@ -192,23 +202,33 @@ def _pixels(files: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray, Re
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         kinds = np.array(list(pool.map(fill, range(len(files)))))
     for kind, what in (("damaged", "cannot be read and are left out"), ("deep", "have 16 bits and are scaled to 8")):
-        say(what, [files[int(number)] for number in np.flatnonzero(kinds == kind)], len(files))
+        say(what, [file for file, its in zip(files, kinds, strict=True) if its.startswith(kind)], len(files))
     readable = kinds != "damaged"
-    channels = 3 if "colour" in kinds else 1
+    channels = 3 if any(kind.endswith("colour") for kind in kinds) else 1
     return pixels[readable][..., :channels], readable, dict(sorted(unreadable.items()))
 
 
 def _square(file: str, size: int) -> tuple[np.ndarray, str]:
     with Image.open(file, formats=FORMATS) as image:
+        deep = "deep " if _deep(image) else ""
         if image.mode.startswith(("I", "F")):
             levels = np.asarray(image)
             if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
                 raise ValueError("its levels have no known range")
-            kind, eight_bit = "deep", Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+            kind, eight_bit = "deep grey", Image.fromarray(np.rint(levels / 257).astype(np.uint8))
         elif image.mode in ("1", "L", "LA"):
-            kind, eight_bit = "grey", image.convert("L")
+            kind, eight_bit = f"{deep}grey", image.convert("L")
         else:
             # A palette goes by way of RGBA, because Pillow warns of its transparency otherwise
             direct = image.convert("RGBA") if image.mode == "P" else image
-            kind, eight_bit = "colour", direct.convert("RGB")
+            kind, eight_bit = f"{deep}colour", direct.convert("RGB")
         return np.asarray(ImageOps.fit(eight_bit, (size, size), Image.Resampling.BILINEAR)), kind
+
+
+def _deep(image: ImageFile) -> bool:
+    """Whether an open file has 16 bits a level, of which Pillow itself will keep the upper 8."""
+    for tile in image.tile:
+        raw, *more = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if ";16" in str(raw) or (tile.codec_name.startswith("ppm") and max(more, default=0) > 255):
+            return True
+    return False

@@ -1,8 +1,11 @@
 """What a run shows: a bar or plain lines while it trains, and the table at its end."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +19,15 @@ from unlearn.remarks import TITLES
 SHOWN = ("original", "independent", "retrained", "unlearned")  # what checks the audits comes first
 
 
+class OutputError(Exception):
+    """Standard output takes no more: a full disk, or nobody who reads it."""
+
+
 class Progressing:
-    """Shows training on standard error: one bar on a terminal; elsewhere a plain line every few seconds."""
+    """Shows training on standard error: one bar on a terminal; elsewhere a plain line every few seconds.
+
+    Where nothing can be shown, nothing is: work that is being made must not end for that.
+    """
 
     def __init__(self, seconds_between_lines: float = 5.0) -> None:
         self.console = Console(stderr=True)
@@ -29,11 +39,12 @@ class Progressing:
         done = line["epoch"] == epochs
         loss = f", loss {line['loss']:.4f}" if "loss" in line else ""
         text = f"{label}: {'epoch' if loss else 'part'} {line['epoch']}/{epochs}{loss}, {line['seconds']:.1f} s"
-        if self.console.is_terminal:
-            self._move_bar(text, line["epoch"], epochs)
-        elif done or time.monotonic() - self.last >= self.seconds:
-            self.last = time.monotonic()
-            print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):
+            if self.console.is_terminal:
+                self._move_bar(text, line["epoch"], epochs)
+            elif done or time.monotonic() - self.last >= self.seconds:
+                self.last = time.monotonic()
+                print(text, file=sys.stderr, flush=True)
 
     def _move_bar(self, text: str, epoch: int, epochs: int) -> None:
         if self.bar is None:
@@ -48,8 +59,20 @@ class Progressing:
     def close(self) -> None:
         """Take the bar off the screen."""
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):
+                self.bar.stop()
             self.bar = None
+
+
+def show_all(row: Mapping[str, Any], metrics: Mapping[str, tuple[str, Metric]], file: Path) -> None:
+    """Print a row and, last, where its file lies. Raises an `OutputError`."""
+    try:
+        show(row, metrics)
+        print(file, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more when it ends
+        said = f"standard output cannot be written to ({error.strerror}); the row is complete: {file}"
+        raise OutputError(said) from error
 
 
 def show(row: Mapping[str, Any], metrics: Mapping[str, tuple[str, Metric]]) -> None:

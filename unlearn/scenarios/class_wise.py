@@ -12,6 +12,8 @@ def class_wise(data: Data, streams: Streams, *, classes: list[Index]) -> Tensor:
     """All images of `classes`, numbered from 0."""
     if not classes:
         raise SettingError("scenario.classes", classes, "name at least one class")
+    if len(set(classes)) < len(classes):
+        raise SettingError("scenario.classes", classes, "names a class more than once")
     for label in classes:
         existing_class("scenario.classes", label, data)
     return torch.isin(data.train.labels.cpu(), torch.tensor(classes)).nonzero().flatten()

@@ -1,5 +1,6 @@
 """Forget the images that a file of the user's own lists, by their numbers in the data set's official training order."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def indices(data: Data, streams: Streams, *, file: str) -> Tensor:
 def _read(file: str) -> NDArray[Any]:
     """Integers of any type: what does not fit into 64 signed bits is still to be named as it stands in the file."""
     allowed = "must be a .npy file of integers, or text with one number a line or separated by commas"
-    if not Path(file).is_file():
+    if not os.path.isfile(file):  # which a name that is too long is not, either
         raise SettingError("scenario.file", file, f"no such file; {allowed}")
     try:
         if file.endswith(".npy"):
