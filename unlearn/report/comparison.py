@@ -17,7 +17,7 @@ from unlearn.metrics import Metric
 from unlearn.report.abbreviations import heading, legend
 from unlearn.report.cells import Summary, summarise
 from unlearn.report.published import PUBLISHED, Cell, Column, Part, find, gaps, in_our_units, paper, reference
-from unlearn.report.rows import HEADS, Line, Lines, Row, chosen, declared, settings
+from unlearn.report.rows import HEADS, Line, Lines, Row, Run, chosen, declared, settings
 from unlearn.report.writers import Cell as Shown
 from unlearn.report.writers import Table
 from unlearn.settings import SettingError
@@ -151,10 +151,10 @@ def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Pa
     return Comparison(lines, part, cells, [*left_out, *differences(lines, part, cells, folder)], relative)
 
 
-def _distances(line: Line, retrained: Line, metric: str) -> list[float | None]:
+def _distances(line: Line, retrained: Line, metric: str) -> dict[Run, float | None]:
     """In each run, the line's value minus the retrained model's."""
-    both = [(its.get(metric), retrained.runs[run].get(metric)) for run, its in line.runs.items()]
-    return [None if one is None or other is None else one - other for one, other in both]
+    both = {run: (its, retrained.runs[run].get(metric)) for run, its in line.values(metric).items()}
+    return {run: None if one is None or other is None else one - other for run, (one, other) in both.items()}
 
 
 def _apart(one: Cell, other: Cell) -> Cell:
