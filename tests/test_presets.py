@@ -89,6 +89,7 @@ NOT_RUN = {
     "amun/table8": "adversarial examples of other models",
     "amun/table9": "adversarial examples of a weak attack",
     "amun/worst_case": "no unlearning",
+    "amun/issue1": "one user's run",
     "cola/times": "times on an unknown GPU; sweep=salun_random10 has the methods",
     "munba/clip_pets": "no classifier of images alone",
     "munba/diffusion_imagenette": "no classifier",
