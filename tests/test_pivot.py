@@ -36,6 +36,7 @@ def test_a_column_for_each_value_and_a_table_for_each_metric(files: str) -> None
     assert list(lines) == ["original", "retrained (reference)", "none", "finetune"]
     assert lines["finetune"] == ["0.505 ± 0.064", "0.605 ± 0.064"]  # half: 12.706 * 0.00707 / sqrt(2)
     assert lines["none"] == ["0.900", ""]
+    assert first.endswith("\n\n- all: one run of none: no interval")
     assert cells("\n\n" + second)["finetune"] == ["2.00 ± 0.00", "2.00 ± 0.00"]
 
 

@@ -8,9 +8,9 @@ from laws import ROOT
 from scipy.stats import t
 from test_table import row, written
 
-from scripts.table import table
+from scripts.table import parser, table
 from unlearn.metrics import Metric
-from unlearn.report.plot import floor, marks, trade_off
+from unlearn.report.plot import FORMATS, floor, marks, trade_off
 from unlearn.report.rows import chosen, read, settings
 from unlearn.settings import SettingError
 
@@ -82,6 +82,10 @@ def test_without_them_it_is_the_references_own_interval_and_of_one_run_there_is_
     assert found is not None
     assert found == (0.0, "the interval of 2 references")
     assert floor(*metric_and_lines(tmp_path / "one", [0.1])) is None
+
+
+def test_the_help_names_the_endings() -> None:
+    assert all(suffix in parser().format_help() for suffix in FORMATS)
 
 
 def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:

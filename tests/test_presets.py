@@ -111,6 +111,14 @@ TABLES = [
 ]
 
 
+def test_the_time_of_a_sweep_that_has_no_rows_here_is_an_estimate() -> None:
+    run = {folder.name for folder in (ROOT / "results" / "rows").iterdir()}
+    for name in names("sweep"):
+        head = (ROOT / "conf" / "sweep" / f"{name}.yaml").read_text().splitlines()[1]
+        if name.endswith("_small") and "hour" in head:
+            assert ("estimate" in head) == (name not in run), name
+
+
 def test_every_published_table_has_a_sweep_or_a_reason() -> None:
     swept = {table for table in TABLES if table.replace("/", "_") in names("sweep")}
     assert swept | NOT_RUN.keys() == set(TABLES)

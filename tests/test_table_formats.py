@@ -250,6 +250,7 @@ def test_values_are_written_as_in_a_yaml(condition: str, kept: bool) -> None:
         (["--where", "seed=7", "--rows", "amun"], "--where=seed=7: no row has it"),
         (["--metrics", "nope"], "column=nope: must be one of average_gap"),
         (["--best", "--format", "csv"], "--best=true: is for tables"),
+        (["--published", ""], "--published='': must be NAME/TABLE, NAME one of amun, "),
         (["--published", "amun/table99"], "--published=amun/table99: must be one of amun/table1"),
         (["--published", "amun/table1", "--metrics", "nope"], "column=nope: must be one of"),
     ],
