@@ -2,7 +2,8 @@
 
 Words are those of the `run.py` command that the sweep was started with, without `-m`. Says of each job that is not
 done whether it is running, has failed (and why), was begun, or is missing, and ends with the command that continues the
-sweep, which makes only what is missing. Exit status 0 when all is done, 3 when something is not.
+sweep, which makes only what is missing. Downloads nothing: a job whose data are not here is missing, and says so. Exit
+status 0 when all is done, 3 when something is not.
 """
 
 import argparse
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from unlearn.configuration import composed, jobs
+from unlearn.data.disk import how
+from unlearn.data.download import NotHereError, nothing_downloaded
 from unlearn.lab import Lab
 from unlearn.lease import living
 from unlearn.row import identity, readable
@@ -34,8 +37,11 @@ def state(words: Sequence[str]) -> tuple[str, str]:
     """How far one job is, and what must be said of it."""
     try:
         settings, choices = composed(words)
-        lab = Lab(settings)
+        with nothing_downloaded():
+            lab = Lab(settings)
     except SettingError as error:
+        if isinstance(error.__cause__, NotHereError):
+            return "missing", f"and its data are not here; {how(choices['dataset'])}"
         return "refused", str(error)
     recipe = identity(lab, choices)
     rows, key = lab.store.root / "rows", key_of("rows", recipe)

@@ -13,6 +13,7 @@ from pathlib import Path
 from unlearn.configuration import composed, jobs, normal
 from unlearn.report import blocks, comparison, plot
 from unlearn.report.pivot import pivot
+from unlearn.report.published import papers
 from unlearn.report.rows import Row, of_jobs, of_methods, where
 from unlearn.report.table import COLUMNS, WRITERS, Format, read
 from unlearn.report.table import table as written
@@ -37,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--best", action="store_true", help="bold what is significantly better than the second best")
     result.add_argument("--pivot", metavar="KEY", help="a table a metric, with a column for each value of this key")
     result.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw utility against forgetting and cost as FILE.png and FILE.pdf"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw utility against forgetting and cost as FILE.png and FILE.pdf, or as FILE alone if it ends in "
+        ".png, .pdf or .svg",
     )
     result.add_argument("--update", nargs="+", type=Path, default=[], metavar="FILE", help="Markdown files to rewrite")
     return result
@@ -73,6 +78,8 @@ def table(words: list[str]) -> str:
     rows = chosen(options)
     if options.plot:
         return picture(rows, options)
+    if options.published == "":
+        raise SettingError("--published", "''", f"must be NAME/TABLE, NAME one of {', '.join(papers())}")
     if options.relative and not options.published:
         raise SettingError("--relative", "true", "is for --published")
     if options.best and (options.format == "csv" or options.published):

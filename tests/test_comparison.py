@@ -9,7 +9,7 @@ import pytest
 from test_table import row, written
 
 from scripts.table import table as printed
-from unlearn.report.comparison import Comparison, compare, tabled
+from unlearn.report.comparison import HEAD, Comparison, compare, raw, tabled
 from unlearn.settings import SettingError
 
 OVER = ["forget_accuracy", "retain_accuracy", "test_accuracy", "mia_svc_confidence"]
@@ -46,9 +46,26 @@ def test_the_part_of_our_share_stands_beside_our_rows() -> None:
 
 def test_their_reference_stands_beside_ours_and_contestants_beside_nothing() -> None:
     rows = [ours(), ours("retrain"), ours("none"), ours("unsir")]
-    lines = {cell.line for cell in one(rows, "amun/table10").cells}
-    assert lines == {"amun", "retrained (reference)"}
-    assert {cell.line for cell in one(rows, "amun/table2/random10").cells} == {"amun", "retrained (reference)"}
+    for address in ("amun/table10", "amun/table2/random10"):
+        cells = one(rows, address, ["forget_accuracy", "test_accuracy"]).cells
+        assert list(dict.fromkeys(cell.line for cell in cells)) == [
+            *("retrained (reference)", "none", "retrain", "amun"),
+        ]
+        assert {cell.line for cell in cells if cell.theirs is None} == {"none", "retrain"}
+        assert [cell.metric.name for cell in cells if cell.line == "none"] == ["forget_accuracy", "test_accuracy"]
+
+
+@pytest.mark.parametrize(("words", "figure"), [([], "95.00"), (["--relative"], "+0.50")])
+def test_contestants_stand_beside_empty_cells_and_are_not_counted(
+    words: list[str], figure: str, tmp_path: Path
+) -> None:
+    folder = str(written(tmp_path, [ours(method) for method in ("amun", "none", "retrain")]))
+    given = [folder, "--published", "amun/table10", "--metrics", "forget_accuracy", *words]
+    text = printed(given)
+    assert f"| none | Accuracy on the forget set (%) | {figure} | 1 |  |  |  |" in text
+    assert f"of {1 if words else 2} cells match" in text
+    lines = list(csv.DictReader(io.StringIO(printed([*given, "--format", "csv"]))))
+    assert [line["theirs"] for line in lines if line["line"] in ("none", "retrain")] == ["", ""]
 
 
 def test_a_cell_outside_both_intervals_is_marked_and_matches_are_counted() -> None:
@@ -69,7 +86,7 @@ def test_what_has_no_interval_is_not_judged() -> None:
     assert [cell.matches for cell in its.cells] == [None, None]
     assert its.cells[-1].theirs.value == pytest.approx(0.9715)  # UA is a complement
     assert its.counted == "0 of 0 cells match: one interval holds the other's mean; 2 not judged"
-    assert "theirs: recalled, unverified" in tabled(its).notes
+    assert {"theirs: recalled, unverified", "one run: no interval"} <= set(tabled(its).notes)
 
 
 def test_average_gaps_are_compared_where_they_are_over_the_same_metrics() -> None:
@@ -99,8 +116,14 @@ def test_a_gap_with_a_sign_is_compared_without_it() -> None:
     document["config"]["scenario"]["fraction"] = 0.5
     gap = [cell for cell in one([document], "amun/table1").cells if cell.metric.name == "average_gap"]
     theirs = {cell.line: cell.theirs for cell in gap}
+    assert theirs["amun"] is not None
     assert theirs["amun"].value == pytest.approx(0.00565)
     assert theirs["amun"].deviation is None
+    its = one([document], "amun/table1")
+    note = "amun, Avg. Gap: theirs recomputed without the sign; printed 0.33 ± 0.03, signed 0.29"
+    assert [said for said in its.notes if "recomputed" in said] == [note]
+    provenance = {line[9]: line[HEAD.index("provenance")] for line in raw(its) if line[8] == "amun"}
+    assert provenance == {"forget_accuracy": "paper", "test_accuracy": "paper", "average_gap": "computed"}
 
 
 def test_what_differs_in_the_set_up_is_listed() -> None:
@@ -117,6 +140,27 @@ def test_what_differs_in_the_set_up_is_listed() -> None:
     ):
         assert note in notes
     assert not any(note.startswith(("dataset:", "scenario:", "train.batch_size")) for note in notes)
+
+
+def test_their_training_is_said_to_be_unknown_unless_the_recipe_has_it() -> None:
+    assert "train: ours standard, theirs not said" in one([ours("salun")], "munba/table1/random10").notes
+    assert not any(note.startswith("train: ") for note in one([ours()], "amun/table10").notes)
+
+
+def test_what_is_said_of_the_whole_paper_stands_below_the_table() -> None:
+    notes = tabled(one([ours("salun")], "munba/table1/random10")).notes
+    assert (
+        "The paper's text has not been read; a reader noted that figures changed between its versions on arXiv."
+        in notes
+    )
+    notes = tabled(one([ours()], "amun/table10")).notes
+    assert not any("13 of 13" in note for note in notes)
+    assert "more of the paper in results/published/amun.yaml" in notes
+
+
+def test_the_reason_is_said_where_nothing_is_left() -> None:
+    with pytest.raises(SettingError, match=r"; Avg\. Gap is not compared: theirs is over forget_accuracy, "):
+        compare([ours()], "amun/table1", ["average_gap"])
 
 
 def test_all_formats_and_the_raw_numbers(tmp_path: Path) -> None:
@@ -145,6 +189,7 @@ def test_all_formats_and_the_raw_numbers(tmp_path: Path) -> None:
         (ours(), "amun/table8", "must be one of amun/table8/with_retain_random10, "),
         (ours(config=row()["config"]), "amun/table1", "must be one of amun/table1/random10, amun/table1/random50"),
         (ours("unsir"), "munba/table1/random10", "has no cell that our rows have, too; its methods are salun, "),
+        (ours(), "munba/replication_noisy_labels", "has no cell that our rows have, too; none of its methods is ours"),
         (ours(), "nobody/table1", "must be NAME/TABLE"),
     ],
 )

@@ -50,6 +50,18 @@ def test_every_command_composes(command: str) -> None:
         assert hydra_compose("config", overrides=single).method
 
 
+def table_commands() -> list[str]:
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    words = [line.split("table.py ", 1)[1].split("        ")[0] for line in lines if "table.py " in line]
+    return sorted({words for words in words if words.startswith("results/rows") and "--plot" not in words})
+
+
+@pytest.mark.parametrize("command", table_commands())
+def test_every_command_for_a_table_of_our_rows_prints_one(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert "| model |" in importlib.import_module("scripts.table").table(shlex.split(command))
+
+
 def test_every_local_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

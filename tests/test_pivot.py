@@ -12,8 +12,8 @@ from scripts.table import table
 from unlearn.settings import SettingError
 
 
-def of_layers(layers: str, seed: int, forget: float, method: str = "finetune") -> dict[str, Any]:
-    return row(method, seed, forget, layers=layers, id=f"{method}-{seed}-{layers}")
+def of_layers(layers: str, seed: int, forget: float, method: str = "finetune", **changes: Any) -> dict[str, Any]:
+    return row(method, seed, forget, layers=layers, **({"id": f"{method}-{seed}-{layers}"} | changes))
 
 
 @pytest.fixture
@@ -36,6 +36,7 @@ def test_a_column_for_each_value_and_a_table_for_each_metric(files: str) -> None
     assert list(lines) == ["original", "retrained (reference)", "none", "finetune"]
     assert lines["finetune"] == ["0.505 ± 0.064", "0.605 ± 0.064"]  # half: 12.706 * 0.00707 / sqrt(2)
     assert lines["none"] == ["0.900", ""]
+    assert first.endswith("\n\n- all: one run of none: no interval")
     assert cells("\n\n" + second)["finetune"] == ["2.00 ± 0.00", "2.00 ± 0.00"]
 
 
@@ -70,8 +71,40 @@ def test_what_cannot_be_set_side_by_side_is_refused(files: str, tmp_path: Path) 
         table([files, "--pivot", "dataset"])
     with pytest.raises(SettingError, match="--pivot=layers: is for tables of ours"):
         table([files, "--pivot", "layers", "--best"])
-    other = of_layers("last", 5, 0.5)
-    other["config"]["train"] |= {"epochs": 7}
-    mixed = str(written(tmp_path / "mixed", [of_layers("last", 0, 0.5), of_layers("all", 0, 0.5), other]))
-    with pytest.raises(SettingError, match="rows with last are of several settings"):
-        table([mixed, "--pivot", "layers"])
+    for words in ([], [str(written(tmp_path / "empty", []))]):
+        with pytest.raises(SettingError, match="rows=none: at least one row file is needed"):
+            table([*words, "--pivot", "layers"])
+    users = [row("amun", seed, data=f"{seed}" * 64) for seed in (0, 1, 2)]
+    for its, size in zip(users, (32, 32, 64), strict=True):
+        its["config"]["dataset"] |= {"size": size, "path": "/one"}
+    with pytest.raises(SettingError, match=r"rows with 32 are of several settings: data=000000000000; data=1111"):
+        table([str(written(tmp_path / "users", users)), "--pivot", "dataset.size"])
+
+
+def test_each_setting_is_a_table(files: str, tmp_path: Path) -> None:
+    other = [of_layers(layers, seed, 0.25, id=f"{layers}{seed}") for layers in ("last", "all") for seed in (0, 1)]
+    for its in other:
+        its["config"]["train"] |= {"epochs": 7}
+    files = str(written(Path(files) / "other", other).parent)
+    found = table([files, "--pivot", "layers", "--metrics", "forget_accuracy"])
+    names = "Accuracy on the forget set; digits · convnet · standard · random, 130 images forgotten"
+    assert [line for line in found.splitlines() if line.startswith("Acc")] == [
+        f"{names} (train.epochs=absent)", f"{names} (train.epochs=7)",
+    ]  # fmt: skip
+    assert cells(found.split("\n\nAcc")[1])["finetune"] == ["0.250 ± 0.000", "0.250 ± 0.000"]
+    lines = csv.DictReader(io.StringIO(table([files, "--pivot", "layers", "--format", "csv"])))
+    assert {line["setting"] for line in lines} == {"train.epochs=absent", "train.epochs=7"}
+
+
+def test_a_key_of_the_setting_can_be_the_columns(tmp_path: Path) -> None:
+    rows = [row(seed=seed, id=f"{seed}{epochs}") for epochs in (9, 10) for seed in (0, 1)]
+    for its in rows:
+        its["config"]["train"] |= {"epochs": int(its["id"][1:])}
+    folder = str(written(tmp_path / "epochs", rows))
+    found = table([folder, "--pivot", "train.epochs", "--metrics", "forget_accuracy"])
+    assert "| model | train.epochs=9 | train.epochs=10 |" in found
+    assert found.startswith("Accuracy on the forget set; digits · convnet · standard · random, 130 images forgotten\n")
+    rows = [row(model=model) | {"forget": {"count": count, "sha256": "x"}} for model, count in (("a", 1), ("b", 2))]
+    found = table([str(written(tmp_path / "models", rows)), "--pivot", "model", "--metrics", "forget_accuracy"])
+    assert found.startswith("Accuracy on the forget set; digits · standard · random\n")
+    assert "| model | model=a | model=b |" in found

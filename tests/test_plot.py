@@ -8,9 +8,9 @@ from laws import ROOT
 from scipy.stats import t
 from test_table import row, written
 
-from scripts.table import table
+from scripts.table import parser, table
 from unlearn.metrics import Metric
-from unlearn.report.plot import floor, marks, trade_off
+from unlearn.report.plot import FORMATS, floor, marks, trade_off
 from unlearn.report.rows import chosen, read, settings
 from unlearn.settings import SettingError
 
@@ -59,11 +59,33 @@ def test_the_noise_floor_is_that_of_independent_retrained_models(tmp_path: Path)
     assert found.source == "3 independent retrained models"
 
 
+def test_the_noise_floor_is_over_seeds_where_they_are_crossed_with_splits(tmp_path: Path) -> None:
+    rows = []
+    for seed, again in enumerate((0.02, -0.01)):
+        for split in (0, 1):
+            for its in noisy(seed, again + split / 100):
+                its |= {
+                    "split": split,
+                    "forget": {"count": 130, "sha256": f"{split}"},
+                    "id": f"{its['method']}{seed}{split}",
+                }
+                rows.append(its)
+    (lines,) = settings(read([written(tmp_path, rows)]))
+    found = floor(lines, chosen(["forget_accuracy"])[0])
+    assert found is not None
+    assert found.half == pytest.approx(t.ppf(0.975, 2) * ((0.025**2 + 0.005**2) / 2 / 2) ** 0.5)
+    assert found.source == "4 independent retrained models"
+
+
 def test_without_them_it_is_the_references_own_interval_and_of_one_run_there_is_none(tmp_path: Path) -> None:
     found = floor(*metric_and_lines(tmp_path / "two", [None, None]))
     assert found is not None
     assert found == (0.0, "the interval of 2 references")
     assert floor(*metric_and_lines(tmp_path / "one", [0.1])) is None
+
+
+def test_the_help_names_the_endings() -> None:
+    assert all(suffix in parser().format_help() for suffix in FORMATS)
 
 
 def test_the_same_rows_give_the_same_files(tmp_path: Path) -> None:

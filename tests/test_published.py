@@ -134,6 +134,17 @@ def test_amuns_gap_at_half_of_cifar10_is_larger_without_the_sign() -> None:
     assert its.expected == pytest.approx(0.333, abs=5e-4)
 
 
+def test_what_users_reported_is_second_hand() -> None:
+    (amun,), (salun,) = find("amun/issue1"), find("salun/issue7")
+    assert {amun.provenance, salun.provenance} == {"second_hand"}
+    assert amun.rows["amun"]["unlearn_acc"].value == 99.88
+    assert [salun.rows["none"][key].value for key in ("train_acc", "validation_acc", "test_acc")] == [
+        99.99,
+        94.62,
+        94.69,
+    ]
+
+
 def test_a_gap_that_lacks_a_column_is_not_recomputed() -> None:
     assert gaps(find("amun/table8/with_retain_random10")[0], "amun_others") is None
     assert gaps(find("munba/table1/random10")[0], "munba") is None
@@ -217,6 +228,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("parts.random10.rows.finetune.fa", [90, -1], "greater than or equal to 0"),
         ("parts.random10.rows.finetune.fa", 101, "is no percent"),
         ("parts.random10.rows.finetune.fa", -1, "is no percent"),
+        ("parts.random10.rows.finetune.fa", {"value": 1, "provenance": "computed"}, "of a figure that was read"),
         ("parts.random10.rows.finetune.fa", None, "valid dictionary"),
         ("parts.random10.rows.finetune.nope", 1, "must be one of fa"),
         ("parts.random10.rows.nobody", {"fa": 1}, "must be one of finetune"),

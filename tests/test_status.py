@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from laws import ROOT
 
 from unlearn.configuration import composed
+from unlearn.data import download
 from unlearn.lab import Lab
 from unlearn.lease import Lease
 from unlearn.loop import DivergedError
@@ -94,6 +95,22 @@ def test_a_job_is_done_running_failed_begun_or_missing(small: list[str], monkeyp
     assert status.state(small) == ("done", "")
     assert not (rows / f"{key}.failed").exists()
     assert status.state([*small, "method=random_label", "method.lr=-1"])[0] == "refused"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "svhn", "tiny_imagenet"])
+def test_nothing_is_downloaded(
+    dataset: str, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("status must not download")
+
+    monkeypatch.setattr(download, "_receive", no_network)
+    said = f"and its data are not here; run `python scripts/fetch_data.py {dataset}` (dataset.root or UNLEARN_DATA says"
+    found = status.state([*small, f"dataset={dataset}", "model=fastnet"])
+    assert (found[0], found[1].partition(" where")[0]) == ("missing", said)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(AssertionError, match="must not download"):  # which is allowed again
+        download.download(Path("absent"), "", ["https://example.org"])
 
 
 def test_the_script_counts_names_and_says_how_to_go_on(small: list[str]) -> None:

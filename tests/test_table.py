@@ -1,7 +1,9 @@
 """Tables of rows: what is averaged with what, how many runs a number stands for, and what is refused."""
 
+import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,12 @@ from scipy.stats import t
 
 from scripts.table import main, table, updated
 from unlearn.configuration import composed, jobs
+from unlearn.lab import Lab
 from unlearn.report.rows import of_jobs
 from unlearn.report.table import markdown, read
+from unlearn.report.table import table as as_table
+from unlearn.row import GROUPS
+from unlearn.row import row as made_row
 from unlearn.settings import SettingError
 
 COLUMNS = ["forget_accuracy", "loss_attack_passed", "seconds", "sample_gradients"]
@@ -128,6 +134,89 @@ def test_other_settings_in_the_configuration_are_another_table_and_places_are_no
     assert markdown([row(), other], COLUMNS).count("| finetune") == 2
 
 
+def heads(tables: str) -> list[str]:
+    return [line for line in tables.splitlines() if line.startswith("digits ·")]
+
+
+def test_tables_whose_names_coincide_are_told_apart_by_what_differs() -> None:
+    rows = [row(), row(), row(precision="bf16"), row(model="resnet18")]
+    for document, epochs in zip(rows, (99, 182, 99, 99), strict=True):
+        document["config"]["train"] |= {"epochs": epochs, "lr": 0.1}
+    names = "digits · convnet · standard · random, 130 images forgotten"
+    assert heads(markdown(rows, COLUMNS)) == [
+        f"{names} (precision=fp32, train.epochs=99)",
+        f"{names} (precision=fp32, train.epochs=182)",
+        f"{names} (precision=bf16, train.epochs=99)",
+        names.replace("convnet", "resnet18"),
+    ]
+    lines = csv.DictReader(io.StringIO(as_table(rows, COLUMNS, "csv")))
+    assert list(dict.fromkeys(line["setting"] for line in lines)) == [
+        "precision=fp32, train.epochs=99", "precision=fp32, train.epochs=182", "precision=bf16, train.epochs=99", "",
+    ]  # fmt: skip
+
+
+def of_user(seed: int, path: str, data: str | None = None, sha256: str | None = None) -> dict[str, Any]:
+    """A row of a user's own files, whose configuration has no hashes unless the user gives them."""
+    document = row(seed=seed, **({} if data is None else {"data": data}))
+    document["config"]["dataset"] |= {"path": path, "sha256": dict.fromkeys(("train_images", "test_images"), sha256)}
+    return document
+
+
+def test_two_data_sets_of_a_user_are_two_tables() -> None:
+    first, second = "a" * 64, "b" * 64
+    assert markdown([of_user(0, "/one", first), of_user(1, "/moved", first)], COLUMNS).count("| finetune") == 1
+    apart = markdown([of_user(0, "/one", first), of_user(1, "/one", second)], COLUMNS)
+    names = "digits · convnet · standard · random, 130 images forgotten"
+    assert heads(apart) == [f"{names} (data=aaaaaaaaaaaa)", f"{names} (data=bbbbbbbbbbbb)"]
+    old = markdown([of_user(0, "/one"), of_user(1, "/two")], COLUMNS)  # rows from before content was in them
+    assert heads(old) == [f"{names} (data=/one)", f"{names} (data=/two)"]
+
+
+def test_the_hashes_of_a_known_data_set_say_what_it_is() -> None:
+    rows = [row(seed=0), row(seed=1, data="a" * 64)]
+    for document in rows:
+        document["config"]["dataset"]["sha256"] = {"train_images": "c" * 64}
+    assert markdown(rows, COLUMNS).count("| finetune") == 1
+    rows[1]["config"]["dataset"]["sha256"] = {"train_images": "d" * 64}
+    assert markdown(rows, COLUMNS).count("| finetune") == 2
+
+
+def test_a_row_has_the_content_of_its_data(lab: Callable[..., Lab]) -> None:
+    made = lab()
+    document, _ = made_row(made, {group: group for group in GROUPS}, [])
+    assert document["data"] == made.data.content
+
+
+# Seeds and splits
+
+
+def of_splits(seeds: int, splits: int) -> list[dict[str, Any]]:
+    rows = []
+    for seed in range(seeds):
+        for split in range(splits):
+            its = row(seed=seed, split=split, id=f"{seed}-{split}", forget=0.5 + seed / 10 + split / 100)
+            rows.append(its | {"forget": {"count": 130, "sha256": f"of {split}"}})
+            its["models"]["retrained"] = [f"r{seed}{split}"]
+    return rows
+
+
+def test_the_splits_of_a_seed_are_averaged_before_the_interval() -> None:
+    text = markdown(of_splits(3, 3), COLUMNS)
+    half = t.ppf(0.975, 2) * 0.1 / 3**0.5  # of 0.51, 0.61 and 0.71
+    assert cells(text)["finetune"][0] == f"0.610 ± {half:.3f}"
+    assert cells(text)["finetune"][1] == "9 of 9"
+    assert cells(text)["finetune"][-1] == "9"
+    assert text.endswith(
+        "\n- intervals are over seeds, whose runs are averaged first: all splits of a seed share its original"
+    )
+
+
+def test_several_splits_of_one_seed_are_runs() -> None:
+    text = markdown(of_splits(1, 3), COLUMNS)
+    assert cells(text)["finetune"][0] == f"0.510 ± {t.ppf(0.975, 2) * 0.01 / 3**0.5:.3f}"
+    assert "intervals are over seeds" not in text
+
+
 def test_what_other_auditors_measured_of_the_same_model_is_joined() -> None:
     less, more = row("none"), row("retrain")
     for role in ROLES:
@@ -162,6 +251,8 @@ def mixed(**changes: Any) -> list[dict[str, Any]]:
         ([row("none"), row("amun", models=row()["models"] | {"retrained": ["r"]})], "another retrained model"),
         ([row("none"), row("amun") | {"forget": {"count": 99, "sha256": "of others"}}], "another forget set"),
         (mixed(config=row()["config"] | {"auditor": {"accuracy": {"clip": 2}}}), "another setting of auditor accuracy"),
+        (mixed(forget={"count": 99, "sha256": "of 1"}), "another number of images to forget"),
+        ([of_user(0, "/", "a", "c"), of_user(1, "/", "b", "c")], "another data set"),
         ([row("none"), row("amun", metrics={role: {"forget_accuracy": 0.8} for role in ROLES})], "another forget_acc"),
     ],
 )
@@ -170,6 +261,17 @@ def test_rows_of_other_recipes_are_never_averaged(rows: list[dict[str, Any]], to
 
 
 # Files
+
+
+def damaged(path: str, *value: object) -> str:
+    """A row's text with another value at a dotted path, or with nothing there."""
+    document: dict[str, Any] = row()
+    inner, (*above, last) = document, path.split(".")
+    for key in above:
+        inner = inner[key]
+    inner.pop(last)
+    inner |= dict.fromkeys([last][: len(value)], *value)
+    return json.dumps(document)
 
 
 def test_rows_of_several_folders_and_files_are_read_once_each(tmp_path: Path) -> None:
@@ -197,6 +299,14 @@ def test_rows_are_read_from_a_store(tmp_path: Path) -> None:
         ('{"schema": 1}', "has no id"),
         ('{"schema": 2}', "has schema 2; this version reads 1"),
         (json.dumps({key: value for key, value in row().items() if key != "metrics"}), "has no metrics"),
+        (damaged("config.train"), "has no config.train"),
+        (damaged("config", []), "has no config"),
+        (damaged("metrics.unlearned", None), "has no metrics.unlearned"),
+        (damaged("metrics.original.seconds", "2.0"), "its metrics.original.seconds is '2.0', which is no number"),
+        (damaged("metrics.unlearned.forget_accuracy", float("nan")), "forget_accuracy is nan, which is no number"),
+        (damaged("forget.count"), "has no forget.count"),
+        (damaged("models.original"), "has no models.original"),
+        (damaged("seed", [0]), "its seed is [0]"),
     ],
 )
 def test_what_is_no_row_is_named(content: str, told: str, tmp_path: Path) -> None:
@@ -250,8 +360,9 @@ def test_update_rewrites_files_and_a_fault_leaves_them(tmp_path: Path, monkeypat
 
 
 def test_costs_of_one_model_may_differ_between_stores() -> None:
-    rows = [row("none"), row("amun", metrics={role: {"seconds": 3.0} for role in ROLES})]
-    assert cells(markdown(rows, ["seconds"]))["original"] == ["3.00", "1"]
+    rows = [row("none"), row("amun", metrics={role: {"seconds": 3.0, "time_ratio": 0.5} for role in ROLES})]
+    rows[0]["metrics"]["original"]["time_ratio"] = 0.25
+    assert cells(markdown(rows, ["seconds", "time_ratio"]))["original"] == ["3.00", "0.500", "1"]
 
 
 # Remarks
@@ -272,7 +383,20 @@ def test_a_row_whose_method_diverged_keeps_its_place_and_says_why() -> None:
 
 
 def test_rows_without_remarks_have_no_line_below_their_table() -> None:
-    assert markdown([row(), row("none", remarks={})], COLUMNS).splitlines()[-1].startswith("| finetune |")
+    rows = [its for seed in (0, 1) for its in (row(seed=seed), row("none", seed, remarks={}))]
+    assert markdown(rows, COLUMNS).splitlines()[-1].startswith("| finetune |")
+
+
+def test_one_run_is_said_below_the_table() -> None:
+    assert markdown([row()], COLUMNS).endswith("\n\n- one run: no interval")
+    rows = [row("none", 0), row("none", 1), row("amun")]
+    assert markdown(rows, COLUMNS).endswith("\n\n- one run of amun: no interval")
+    assert as_table(rows, COLUMNS, "markdown", mark_best=True).endswith("\n- nothing is bold: there are not two methods"
+                                                                        " to compare")  # fmt: skip
+    told = as_table([*rows, row("finetune", 1)], COLUMNS, "markdown", mark_best=True)
+    assert told.endswith("\n- nothing is bold: one run does not tell a difference from chance")
+    told = as_table([row(m, s) for m in ("amun", "ssd") for s in (0, 1)], COLUMNS, "markdown", mark_best=True)
+    assert told.endswith("\n- nothing is bold: no method is significantly better than the second best")
 
 
 def of_sweep(seed: int, *words: str) -> dict[str, Any]:

@@ -187,6 +187,8 @@ def test_the_test_is_paired_over_shared_runs_and_welchs_otherwise() -> None:
 
     paired = difference_pvalue(runs(first, 0), runs(second, 0))
     assert paired == pytest.approx(ttest_rel(first, second).pvalue)
+    splits = [{(seed, split): its[seed] + split for seed in range(3) for split in (0, 1)} for its in (first, second)]
+    assert difference_pvalue(*splits) == pytest.approx(paired)  # by their seeds' means
     apart = difference_pvalue(runs(first, 0), runs(second, 9))
     assert apart == pytest.approx(ttest_ind(first, second, equal_var=False).pvalue)
     assert difference_pvalue(runs(first, 0), runs(second[:1], 9)) is None
@@ -248,6 +250,7 @@ def test_values_are_written_as_in_a_yaml(condition: str, kept: bool) -> None:
         (["--where", "seed=7", "--rows", "amun"], "--where=seed=7: no row has it"),
         (["--metrics", "nope"], "column=nope: must be one of average_gap"),
         (["--best", "--format", "csv"], "--best=true: is for tables"),
+        (["--published", ""], "--published='': must be NAME/TABLE, NAME one of amun, "),
         (["--published", "amun/table99"], "--published=amun/table99: must be one of amun/table1"),
         (["--published", "amun/table1", "--metrics", "nope"], "column=nope: must be one of"),
     ],
@@ -256,6 +259,8 @@ def test_what_is_not_there_is_refused_in_a_line(words: list[str], told: str, fol
     assert refusal([str(folder), *words]).startswith(told)
 
 
-@pytest.mark.parametrize("words", [[], ["--where", "seed=1"], ["--rows", "amun"], ["--published", "amun/table1"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--where", "seed=1"], ["--rows", "amun"], ["--published", "amun/table1"], ["--pivot", "layers"]]
+)
 def test_no_rows_are_refused_whatever_is_asked_of_them(words: list[str]) -> None:
     assert refusal(words) == "rows=none: at least one row file is needed"

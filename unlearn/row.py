@@ -43,6 +43,7 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
             "split": lab.split,
             "requests": len(lab.requests),
             "layers": lab.layers,
+            "data": lab.data.content,
             "forget": {"count": len(lab.forget), "sha256": lab.hash(lab.forget)},
             "overrides": [word for word in overrides if not word.startswith(ELSEWHERE)],
             "config": portable(lab.settings),

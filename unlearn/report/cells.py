@@ -1,7 +1,8 @@
 """What a cell says: the mean over runs and its interval, and which method's is the best beyond chance."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,14 +10,17 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from unlearn.metrics import Metric
-from unlearn.report.rows import CONTESTANTS, HEADS, Line, Run
+from unlearn.report.rows import CONTESTANTS, HEADS, Line, Run, crossed
 from unlearn.report.terminal import number
 
 LEVEL = 0.05
 
 
 class Summary(NamedTuple):
-    """The mean of `n` of `runs` runs, and half of its 95 % t-interval; None where there is none."""
+    """The mean of `n` of `runs` runs, and half of its 95 % t-interval; None where there is none.
+
+    Of runs that are not independent (see `independent`) the interval is that of the seeds' means.
+    """
 
     mean: float
     half: float | None
@@ -34,15 +38,35 @@ class Summary(NamedTuple):
         return None if self.half is None else self.mean + self.half
 
 
-def summarise(values: Sequence[float | None], metric: Metric) -> Summary | None:
-    """Mean and interval over the runs that have a value; None where none has. Verdicts and counts have no interval."""
-    known = np.array([value for value in values if value is not None], dtype=np.float64)
-    if len(known) == 0:
+def independent(values: Mapping[Run, float], runs: Iterable[Run] = ()) -> dict[Run | int, float]:
+    """Values that are independent of each other: a mean for each seed where seeds and splits are crossed.
+
+    Every model of a seed comes from the same original, whatever the split; three seeds with three splits each are
+    three times as many runs and no more originals. Splits of one seed only are runs. `runs` are others to look at,
+    too, so that two methods are averaged alike.
+    """
+    if not crossed({*values, *runs}):
+        return dict(values)
+    of_seed: dict[Run | int, list[float]] = defaultdict(list)
+    for (seed, _), value in values.items():
+        of_seed[seed].append(value)
+    return {seed: sum(its) / len(its) for seed, its in of_seed.items()}
+
+
+def summarise(values: Mapping[Run, float | None], metric: Metric) -> Summary | None:
+    """Mean and interval over the runs that have a value; None where none has. Verdicts and counts have no interval.
+
+    Where seeds and splits are crossed, runs are averaged within each seed first, and the interval is over seeds.
+    """
+    known = {run: value for run, value in values.items() if value is not None}
+    if not known:
         return None
+    # A verdict's mean is that of all runs, which counts them
+    its = np.array([*(known if metric.unit == "verdict" else independent(known)).values()], dtype=np.float64)
     half = None
-    if len(known) > 1 and metric.unit not in ("verdict", "bytes", "count"):
-        half = float(t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
-    return Summary(float(known.mean()), half, len(known), len(values))
+    if len(its) > 1 and metric.unit not in ("verdict", "bytes", "count"):
+        half = float(t.ppf(0.975, len(its) - 1) * its.std(ddof=1) / math.sqrt(len(its)))
+    return Summary(float(its.mean()), half, len(known), len(values))
 
 
 def text(found: Summary | None, metric: Metric) -> str:
@@ -94,13 +118,15 @@ def _loss(metric: Metric, its: Mapping[str, float], retrained: Mapping[str, floa
 def difference_pvalue(first: Mapping[Run, float], second: Mapping[Run, float]) -> float | None:
     """Of the hypothesis that two methods' means are equal; paired if two runs are shared, None if a spread is unknown.
 
-    What differs equally in every run, without any spread, differs for certain; what does not differ has 1.
+    What differs equally in every run, without any spread, differs for certain; what does not differ has 1. Of runs that
+    are not `independent` the seeds' means are compared.
     """
-    shared = sorted(first.keys() & second.keys())
+    one, other = independent(first, second), independent(second, first)
+    shared = [run for run in one if run in other]
     if len(shared) > 1:
-        differences = np.array([first[run] - second[run] for run in shared])
+        differences = np.array([one[run] - other[run] for run in shared])
         return _pvalue(float(differences.mean()), _squared_error(differences), len(shared) - 1.0)
-    values = [np.array(list(its.values()), dtype=np.float64) for its in (first, second)]
+    values = [np.array(list(its.values()), dtype=np.float64) for its in (one, other)]
     if min(len(its) for its in values) < 2:
         return None
     errors = [_squared_error(its) for its in values]

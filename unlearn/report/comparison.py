@@ -16,8 +16,8 @@ from scipy.stats import spearmanr
 from unlearn.metrics import Metric
 from unlearn.report.abbreviations import heading, legend
 from unlearn.report.cells import Summary, summarise
-from unlearn.report.published import PUBLISHED, Cell, Column, Part, find, gaps, in_our_units, paper, reference
-from unlearn.report.rows import HEADS, Line, Lines, Row, chosen, declared, settings
+from unlearn.report.published import PUBLISHED, Cell, Column, Paper, Part, find, gaps, in_our_units, paper, reference
+from unlearn.report.rows import COLUMNS, CONTESTANTS, COSTS, HEADS, Line, Lines, Row, Run, chosen, declared, settings
 from unlearn.report.writers import Cell as Shown
 from unlearn.report.writers import Table
 from unlearn.settings import SettingError
@@ -26,21 +26,23 @@ ROLES = {"none": HEADS["original"], "retrain": HEADS["retrained"]}  # their row 
 
 
 class Compared(NamedTuple):
-    """One cell of both; `matches` is None where neither has an interval."""
+    """One cell of both, or of ours alone; `matches` is None where neither has an interval."""
 
     line: str
     metric: Metric
     ours: Summary
-    theirs: Cell
+    theirs: Cell | None
 
     @property
-    def difference(self) -> float:
+    def difference(self) -> float | None:
         """Ours minus theirs."""
-        return self.ours.mean - self.theirs.value
+        return None if self.theirs is None else self.ours.mean - self.theirs.value
 
     @property
     def matches(self) -> bool | None:
         """Whether one of the two intervals, ours or what stands behind their +-, holds the other's mean."""
+        if self.theirs is None or self.difference is None:
+            return None
         reach = [half for half in (self.ours.half, self.theirs.deviation) if half is not None]
         return abs(self.difference) <= max(reach) if reach else None
 
@@ -59,7 +61,7 @@ class Comparison(NamedTuple):
         """By metric, how far the methods' order is the same: Spearman's rank correlation, of four or more methods."""
         pairs: dict[Metric, list[tuple[float, float]]] = defaultdict(list)
         for cell in self.cells:
-            if cell.line not in HEADS.values():
+            if cell.line not in HEADS.values() and cell.theirs is not None:
                 pairs[cell.metric].append((cell.ours.mean, cell.theirs.value))
         said = []
         for metric, both in pairs.items():
@@ -72,9 +74,10 @@ class Comparison(NamedTuple):
     @property
     def counted(self) -> str:
         """How many cells match."""
-        judged = [cell for cell in self.cells if cell.matches is not None]
+        both = [cell for cell in self.cells if cell.theirs is not None]
+        judged = [cell for cell in both if cell.matches is not None]
         within = sum(cell.matches is True for cell in judged)
-        left = f"; {len(self.cells) - len(judged)} not judged" if len(judged) < len(self.cells) else ""
+        left = f"; {len(both) - len(judged)} not judged" if len(judged) < len(both) else ""
         return f"{within} of {len(judged)} cells match: one interval holds the other's mean{left}"
 
 
@@ -89,8 +92,9 @@ def compare(
     """Each setting of ours beside the part of the table that forgets the same share, or that the address names.
 
     `columns` limits the metrics; `relative` compares distances to each side's own retrained model. Their original and
-    retrained models stand beside ours. Raises `SettingError` for a table that does not exist, for a setting that fits
-    no part of it, and where not a single cell can be compared.
+    retrained models stand beside ours; our contestants, which papers do not have, stand beside nothing. Raises
+    `SettingError` for a table that does not exist, for a setting that fits no part of it, and where not a single cell
+    can be compared.
     """
     parts = find(address, folder)
     wanted = [metric.name for metric in chosen(columns)] if columns is not None else None
@@ -112,7 +116,7 @@ def _fraction(lines: Lines) -> float | None:
 
 
 def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Path, relative: bool) -> Comparison:
-    left_out: dict[str, None] = {}
+    said: dict[str, None] = {}
     cells = []
     retrained = next(line for line in lines.lines if line.name == HEADS["retrained"])
     its_reference = reference(part, folder)
@@ -120,7 +124,7 @@ def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Pa
         raise SettingError("--relative", part.address, "has no retrained model: there is nothing to take distances to")
     for line in lines.lines:
         their_name = next((name for name, head in ROLES.items() if head == line.name), None)
-        if line.method in ROLES:  # contestants, which papers do not have
+        if line.method in CONTESTANTS:
             continue
         method = their_name or line.method or ""
         if relative and method == "retrain":
@@ -134,27 +138,52 @@ def _compared(lines: Lines, part: Part, wanted: Sequence[str] | None, folder: Pa
             ours = summarise(line.values(column.metric), declared()[column.metric])
             its: Cell | str = in_our_units(theirs[name], column)
             if relative:
-                of_cost = declared()[column.metric].unit in ("seconds", "bytes", "count")
-                if column.gap or of_cost or name not in its_reference:
+                if column.gap or column.metric in COSTS or name not in its_reference:
                     continue
                 ours = summarise(_distances(line, retrained, column.metric), declared()[column.metric])
                 its = _apart(in_our_units(theirs[name], column), in_our_units(its_reference[name], column))
             if column.gap:
                 its = _gap(part, method, name, column, lines, folder)
             if isinstance(its, str):
-                left_out[its] = None
+                said[its] = None
             elif ours is not None:
                 cells.append(Compared(line.name, declared()[column.metric], ours, its))
+                if its.provenance == "computed":
+                    said[f"{line.name}, {column.title}: {_recomputed(part, method, name, folder)}"] = None
     if not cells:
         there = ", ".join(name for name in part.rows if paper(part.paper, folder).methods[name].ours)
-        raise SettingError("--published", part.address, f"has no cell that our rows have, too; its methods are {there}")
-    return Comparison(lines, part, cells, [*left_out, *differences(lines, part, cells, folder)], relative)
+        methods = f"its methods are {there}" if there else "none of its methods is ours"
+        why = "; ".join(["has no cell that our rows have, too", methods, *said])
+        raise SettingError("--published", part.address, why)
+    notes = [*said, *differences(lines, part, cells, folder)]
+    return Comparison(lines, part, _with_contestants(cells, lines, retrained, relative), notes, relative)
 
 
-def _distances(line: Line, retrained: Line, metric: str) -> list[float | None]:
+def _with_contestants(cells: Sequence[Compared], lines: Lines, retrained: Line, relative: bool) -> list[Compared]:
+    """The cells with ours of `none` and `retrain` after the original and the reference: they head every table."""
+    metrics = list({cell.metric.name: cell.metric for cell in cells}.values())
+    ours = []
+    for line in lines.lines:
+        for metric in metrics if line.method in CONTESTANTS else ():
+            values = _distances(line, retrained, metric.name) if relative else line.values(metric.name)
+            if (its := summarise(values, metric)) is not None:
+                ours.append(Compared(line.name, metric, its, None))
+    heads = [cell for cell in cells if cell.line in HEADS.values()]
+    return [*heads, *ours, *cells[len(heads) :]]
+
+
+def _recomputed(part: Part, method: str, column: str, folder: Path) -> str:
+    """What must be said of an average gap that is not the printed one."""
+    its, deviation = gaps(part, method, folder), part.rows[method][column].deviation
+    behind = "" if deviation is None else f" ± {deviation:.2f}"
+    printed, signed = (its.printed, its.signed) if its else (math.nan, math.nan)
+    return f"theirs recomputed without the sign; printed {printed:.2f}{behind}, signed {signed:.2f}"
+
+
+def _distances(line: Line, retrained: Line, metric: str) -> dict[Run, float | None]:
     """In each run, the line's value minus the retrained model's."""
-    both = [(its.get(metric), retrained.runs[run].get(metric)) for run, its in line.runs.items()]
-    return [None if one is None or other is None else one - other for one, other in both]
+    both = {run: (its, retrained.runs[run].get(metric)) for run, its in line.values(metric).items()}
+    return {run: None if one is None or other is None else one - other for run, (one, other) in both.items()}
 
 
 def _apart(one: Cell, other: Cell) -> Cell:
@@ -166,8 +195,7 @@ def _apart(one: Cell, other: Cell) -> Cell:
 
 def _says_nothing(method: str, metric: Metric) -> bool:
     """Equal by definition, or of different things: p-values, the reference's gap to itself, the original's cost."""
-    of_cost = metric.unit in ("seconds", "bytes", "count")
-    of_role = (method == "retrain" and metric.name == "average_gap") or (method == "none" and of_cost)
+    of_role = (method == "retrain" and metric.name == "average_gap") or (method == "none" and metric.name in COSTS)
     return of_role or metric.name.endswith("pvalue")
 
 
@@ -185,7 +213,7 @@ def _gap(part: Part, method: str, name: str, column: Column, lines: Lines, folde
     computed = gaps(part, method, folder)
     if computed is None:
         return f"{column.title} is not compared where theirs, which has a sign, cannot be computed without it"
-    return in_our_units(Cell(value=computed.absolute), column)
+    return in_our_units(Cell(value=computed.absolute, provenance="computed"), column)
 
 
 def differences(lines: Lines, part: Part, cells: Sequence[Compared], folder: Path = PUBLISHED) -> list[str]:
@@ -209,7 +237,7 @@ def differences(lines: Lines, part: Part, cells: Sequence[Compared], folder: Pat
         ours = row["config"][group].get(key, "not said")
         if ours != theirs:
             found.append(f"{path}: ours {_said(ours)}, theirs {_said(theirs)}")
-    if not part.recipe and part.train is None:
+    if part.train is None and not any(path.startswith("train.") for path in part.recipe):
         found.append(f"train: ours {row['train']}, theirs not said")
     methods = paper(part.paper, folder).methods
     for name in dict.fromkeys(its["method"] for its in lines.rows):
@@ -234,26 +262,24 @@ def _listed(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values) or "nothing"
 
 
-def _scale(metric: Metric) -> tuple[float, str]:
-    return (100.0, ".2f") if metric.unit == "fraction" else (1.0, ".3f")
+def _figure(metric: Metric, value: float, half: float | None, sign: str) -> str:
+    factor, digits = (100.0, ".2f") if metric.unit == "fraction" else (1.0, ".3f")
+    return f"{value * factor:{sign}{digits}}" + ("" if half is None else f" ± {half * factor:{digits}}")
 
 
 def tabled(comparison: Comparison, abbreviations: bool = False) -> Table:
     """A comparison as a table: a line a cell, fractions in percent as papers print them."""
     lines, sign = [], "+" if comparison.relative else ""
     for cell in comparison.cells:
-        factor, digits = _scale(cell.metric)
-        half = "" if cell.ours.half is None else f" ± {cell.ours.half * factor:{digits}}"
-        deviation = "" if cell.theirs.deviation is None else f" ± {cell.theirs.deviation * factor:{digits}}"
         percent = " (%)" if cell.metric.unit == "fraction" else ""
         texts = [
             cell.line,
             f"{heading(cell.metric, abbreviations)}{percent}",
-            f"{cell.ours.mean * factor:{sign}{digits}}{half}",
+            _figure(cell.metric, cell.ours.mean, cell.ours.half, sign),
             str(cell.ours.n),
-            f"{cell.theirs.value * factor:{sign}{digits}}{deviation}",
-            f"{cell.difference * factor:+{digits}}",
-            {True: "", False: "outside both", None: "not judged"}[cell.matches],
+            "" if cell.theirs is None else _figure(cell.metric, cell.theirs.value, cell.theirs.deviation, sign),
+            "" if cell.difference is None else _figure(cell.metric, cell.difference, None, "+"),
+            {True: "", False: "outside both", None: "" if cell.theirs is None else "not judged"}[cell.matches],
         ]
         lines.append([Shown(text) for text in texts])
     part, its = comparison.part, paper(comparison.part.paper)
@@ -273,11 +299,19 @@ def tabled(comparison: Comparison, abbreviations: bool = False) -> Table:
             *comparison.notes,
             *comparison.lines.notes,
             *part.notes,
+            *_of_paper(its, part.paper),
             *(legend(metrics) if abbreviations else []),
         ],
     )
 
 
+def _of_paper(its: Paper, name: str) -> list[str]:
+    """The notes of the whole paper that are short enough to be read below a table, and where the others are."""
+    short = [note for note in its.notes if len(note) <= SHORT]
+    return short + ([f"more of the paper in results/published/{name}.yaml"] if len(short) < len(its.notes) else [])
+
+
+SHORT = 120  # characters
 PROVENANCE = {
     "paper": "read in the paper",
     "authors_log": "read in the authors' logs",
@@ -285,7 +319,8 @@ PROVENANCE = {
     "recalled": "recalled, unverified",
 }
 HEAD = (
-    *("dataset", "model", "train", "scenario", "forgotten", "line", "metric"),
+    *COLUMNS,
+    *("line", "metric"),
     *("ours", "ours_low", "ours_high", "ours_n", "published", "theirs", "theirs_deviation", "provenance"),
     *("difference", "match"),
 )
@@ -293,17 +328,14 @@ HEAD = (
 
 def raw(comparison: Comparison) -> list[list[object]]:
     """The lines of a comparison as raw numbers in our units, under `HEAD`."""
-    row = comparison.lines.rows[0]
-    setting = [row[key] for key in HEAD[:4]] + [row["forget"]["count"]]
-    return [
-        [
-            *setting,
-            cell.line,
-            cell.metric.name,
-            *(cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.n),
-            *(comparison.part.address, cell.theirs.value, cell.theirs.deviation),
-            *(cell.theirs.provenance or comparison.part.provenance, cell.difference),
-            {True: "yes", False: "no", None: ""}[cell.matches],
-        ]
-        for cell in comparison.cells
-    ]
+    part = comparison.part
+    found: list[list[object]] = []
+    for cell in comparison.cells:
+        theirs: list[object] = [None, None, None]
+        if cell.theirs is not None:
+            theirs = [cell.theirs.value, cell.theirs.deviation, cell.theirs.provenance or part.provenance]
+        match = {True: "yes", False: "no", None: ""}[cell.matches]
+        ours = [cell.ours.mean, cell.ours.low, cell.ours.high, cell.ours.n]
+        both = [*ours, part.address, *theirs, cell.difference, match]
+        found.append([*comparison.lines.columns, cell.line, cell.metric.name, *both])
+    return found

@@ -1,70 +1,106 @@
-"""Rows across the values of one key: a line a model, a column a value, a table a metric."""
+"""Rows across the values of one key: a line a model, a column a value, a table a setting and metric."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from unlearn.metrics import Metric
 from unlearn.report.abbreviations import heading, legend
 from unlearn.report.cells import Summary, summarise, text
-from unlearn.report.rows import CONTESTANTS, HEADS, Line, Row, chosen, settings, values_of, where
+from unlearn.report.rows import (
+    COLUMNS,
+    CONTESTANTS,
+    HEADS,
+    Line,
+    Lines,
+    Row,
+    Title,
+    chosen,
+    grouped,
+    settings,
+    titles,
+    values_of,
+    where,
+)
 from unlearn.report.table import WRITERS, Format
 from unlearn.report.writers import Cell, Table, written_csv
 from unlearn.settings import SettingError
 
-COLUMNS = ("metric", "line", "key", "value", "mean", "low", "high", "n")
+HEAD = (*COLUMNS, "metric", "line", "key", "value", "mean", "low", "high", "n")
 
 
-def pivot(rows: Sequence[Row], key: str, columns: Sequence[str], form: Format, *, abbreviations: bool = False) -> str:
-    """A table for each metric of `columns`, with a column for each value that rows have of `key`, as in `where`.
+class Pivoted(NamedTuple):
+    """The rows that differ in the key alone: the lines of each value, under their names without it."""
 
-    Cells are those of `table`; where a model has no row with a value its cell is empty. CSV has one line a cell. Raises
-    `SettingError` for a key that no row has, for one that tells no rows apart, and for rows that differ in more of
-    their setting than this key.
-    """
-    metrics = chosen(columns)
-    values = values_of(rows, key)
-    if len(values) < 2:
-        raise SettingError("--pivot", key, f"must tell rows apart; all of them have {values[0]}")
-    found: dict[str, dict[str, Line]] = {}
-    title, notes = "", []
-    for value in values:
-        of_value = settings(where(rows, f"{key}={value}"))
-        if len(of_value) > 1:
-            others = "; ".join(its.title for its in of_value)
-            raise SettingError("--pivot", key, f"rows with {value} are of several settings: {others}")
-        title = of_value[0].title
-        notes += [f"{value}: {note}" for note in of_value[0].notes]
-        for line in of_value[0].lines:
-            found.setdefault(_without(line.name, key), {})[value] = line
+    title: Title
+    settings: Mapping[str, Lines]
+    lines: Mapping[str, Mapping[str, Line]]
 
-    order = [*HEADS.values(), *CONTESTANTS]
-    found = dict(sorted(found.items(), key=lambda its: order.index(its[0]) if its[0] in order else len(order)))
-
-    def summaries(metric_name: str) -> dict[tuple[str, str], Summary | None]:
-        metric = next(its for its in metrics if its.name == metric_name)
+    def summaries(self, metric: Metric) -> dict[tuple[str, str], Summary | None]:
+        """By line and value, one metric's summary."""
         return {
-            (name, value): summarise(line.values(metric_name), metric)
-            for name, lines in found.items()
+            (name, value): summarise(line.values(metric.name), metric)
+            for name, lines in self.lines.items()
             for value, line in lines.items()
         }
 
+
+def pivot(rows: Sequence[Row], key: str, columns: Sequence[str], form: Format, *, abbreviations: bool = False) -> str:
+    """A table for each setting and metric of `columns`, with a column for each value of `key`, as in `where`.
+
+    Rows are of one setting if they differ in nothing but this key. Cells are those of `table`; where a model has no row
+    with a value its cell is empty. CSV has one line a cell. Raises `SettingError` for no rows, for a key that no row
+    has, and for one that tells no rows apart.
+    """
+    metrics, groups = chosen(columns), grouped(rows, key)
+    values = values_of(rows, key)
+    if len(values) < 2:
+        raise SettingError("--pivot", key, f"must tell rows apart; all of them have {values[0]}")
+    found = [_pivoted(group, title, key) for group, title in zip(groups, titles(groups, key), strict=True)]
     if form == "csv":
         cells = [
-            [metric.name, name, key, value, its.mean, its.low, its.high, its.n]
+            [
+                *(*its.settings[value].columns[:-1], its.title.details),
+                *(metric.name, name, key, value),
+                *(summary.mean, summary.low, summary.high, summary.n),
+            ]
+            for its in found
             for metric in metrics
-            for (name, value), its in summaries(metric.name).items()
-            if its is not None
+            for (name, value), summary in its.summaries(metric).items()
+            if summary is not None
         ]
-        return written_csv(COLUMNS, cells)
-    tables = []
-    for metric in metrics:
-        known = summaries(metric.name)
-        lines = [[Cell(name), *(Cell(text(known.get((name, value)), metric)) for value in values)] for name in found]
-        shown = [*notes, *(legend([metric]) if abbreviations else [])]
-        head = ["model", *(f"{key}={value}" for value in values)]
-        tables.append(
-            Table(title=f"{heading(metric, abbreviations)}; {title}", head=head, left=1, lines=lines, notes=shown)
-        )
-    return "\n\n".join(WRITERS[form](table) for table in tables)
+        return written_csv(HEAD, cells)
+    return "\n\n".join(WRITERS[form](_table(its, key, metric, abbreviations)) for its in found for metric in metrics)
+
+
+def _pivoted(rows: Sequence[Row], title: Title, key: str) -> Pivoted:
+    of_value: dict[str, Lines] = {}
+    lines: dict[str, dict[str, Line]] = {}
+    for value in values_of(rows, key):
+        its = settings(where(rows, f"{key}={value}"))
+        if len(its) > 1:  # a user's own data, whose content differs as well
+            of = "; ".join(lines.title.details for lines in its)
+            raise SettingError("--pivot", key, f"rows with {value} are of several settings: {of}")
+        of_value[value] = its[0]
+        for line in its[0].lines:
+            lines.setdefault(_without(line.name, key), {})[value] = line
+    order = [*HEADS.values(), *CONTESTANTS]
+    ordered = sorted(lines.items(), key=lambda its: order.index(its[0]) if its[0] in order else len(order))
+    return Pivoted(title, of_value, dict(ordered))
+
+
+def _table(its: Pivoted, key: str, metric: Metric, abbreviations: bool) -> Table:
+    known = its.summaries(metric)
+    return Table(
+        title=f"{heading(metric, abbreviations)}; {its.title}",
+        head=["model", *(f"{key}={value}" for value in its.settings)],
+        left=1,
+        lines=[[Cell(name), *(Cell(text(known.get((name, at)), metric)) for at in its.settings)] for name in its.lines],
+        notes=[
+            *(f"{value}: {note}" for value, lines in its.settings.items() for note in lines.notes),
+            *(legend([metric]) if abbreviations else []),
+        ],
+    )
 
 
 def _without(name: str, key: str) -> str:

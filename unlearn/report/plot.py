@@ -4,7 +4,7 @@ Pictures are figures of matplotlib, drawn without a display, and the same rows g
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +15,8 @@ from scipy.stats import t
 
 from unlearn.metrics import Metric
 from unlearn.report.abbreviations import heading
-from unlearn.report.cells import Summary, summarise
-from unlearn.report.rows import HEADS, Lines, Row, Run, chosen, settings
+from unlearn.report.cells import Summary, independent, summarise
+from unlearn.report.rows import HEADS, Lines, Row, Run, chosen, crossed, settings
 from unlearn.settings import SettingError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def marks(its: Lines, metrics: Sequence[Metric]) -> list[Mark]:
         if x is not None and y is not None:
             found.append(Mark(line.name, line.method, x, y, cost / dear if cost is not None and dear else None))
     for metric in metrics[:2]:
-        if all(value is None for line in its.lines for value in line.values(metric.name)):
+        if all(value is None for line in its.lines for value in line.values(metric.name).values()):
             raise SettingError("--metrics", metric.name, f"is in no row of {its.title}")
     return found
 
@@ -134,24 +134,25 @@ def floor(its: Lines, metric: Metric) -> Floor | None:
     prediction interval of the mean of as many new differences, whose mean is zero by the recipe. Without one it is the
     interval of the references' own mean, in which the forget sets differ, too.
     """
-    reference = {run: values.get(metric.name) for run, values in its.lines[1].runs.items()}
+    reference = its.lines[1].values(metric.name)
     again: dict[Run, float | None] = {
         (row["seed"], row["split"]): row["metrics"].get("independent", {}).get(metric.name) for row in its.rows
     }
     for line in its.lines:
         if line.method == "retrain":
-            again |= {run: values.get(metric.name) for run, values in line.runs.items()}
-    known = [(again[run], value) for run, value in sorted(reference.items()) if run in again]
-    apart = np.array([one - other for one, other in known if one is not None and other is not None])
+            again |= line.values(metric.name)
+    known = {run: (again[run], value) for run, value in sorted(reference.items()) if run in again}
+    differences = {run: one - other for run, (one, other) in known.items() if one is not None and other is not None}
+    apart = np.array([*independent(differences).values()])
     if len(apart) > 1:
         half = float(t.ppf(0.975, len(apart)) * np.sqrt((apart**2).mean() / len(apart)))
-        return Floor(half, f"{len(apart)} independent retrained models")
-    own = summarise(list(reference.values()), metric)
+        return Floor(half, f"{len(differences)} independent retrained models")
+    own = summarise(reference, metric)
     return None if own is None or own.half is None else Floor(own.half, f"the interval of {own.n} references")
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _mean(values: Mapping[Run, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
     return sum(known) / len(known) if known else None
 
 
@@ -189,7 +190,7 @@ def _draw(axes: "Axes", its: Lines, metrics: Sequence[Metric], abbreviations: bo
         axes.scatter([point.x.mean], [point.y.mean], zorder=4 if point.method is None else 3, linewidths=1.0, **look)
     _limit(axes, points)
     _direct(axes, metrics, abbreviations)
-    axes.set_title(its.title, fontsize=10, loc="left")
+    axes.set_title(str(its.title), fontsize=10, loc="left")
     axes.margins(0.06)
     _explain(axes, its, metrics, floors, scale, abbreviations)
     _label(axes, points)
@@ -274,7 +275,8 @@ def _explain(
     )
     runs = sorted({len(line.runs) for line in its.lines})
     count = f"{runs[0]}" if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
-    bars = "; bars: 95 % t-intervals" if runs[-1] > 1 else ": no intervals, and no noise of retraining"
+    seeds = " over seeds" if any(crossed(line.runs) for line in its.lines) else ""
+    bars = f"; bars: 95 % t-intervals{seeds}" if runs[-1] > 1 else ": no intervals, and no noise of retraining"
     note = f"Means over {count} runs{bars}" if runs[-1] > 1 else f"One run{bars}"
     axes.annotate(note, (0.47, -0.12), xycoords="axes fraction", xytext=(0, -50), textcoords="offset points",
                   ha="center", va="top", fontsize=8)  # fmt: skip

@@ -10,6 +10,8 @@ our name for the method, or under another name that `methods` declares with `our
     second_hand   read in what others wrote of the paper, or ran after it
     recalled      from memory: unverified
 
+What is made here of printed figures is `computed`, and stands in no file.
+
 A table whose `form` of the average gap is `signed` adds the reference's test accuracy minus the method's, without the
 absolute value, so that a better test accuracy lowers the gap; `gaps` computes both forms.
 """
@@ -54,7 +56,7 @@ class Cell(_Checked):
 
     value: float
     deviation: NotNegative | None = None
-    provenance: Provenance | None = None
+    provenance: Provenance | Literal["computed"] | None = None
 
 
 def _cell(given: Any) -> Any:
@@ -222,6 +224,8 @@ def _check(its: Paper, part: Part, file: Path) -> None:
         for name, cell in cells.items():
             if name not in part.columns:
                 raise fault(method, name, f"must be one of {', '.join(part.columns)}")
+            if cell.provenance == "computed":
+                raise fault(f"{method}.{name}", "computed", "must be the provenance of a figure that was read")
             if not 0 <= cell.value <= LARGEST.get(part.columns[name].unit, math.inf):
                 raise fault(f"{method}.{name}", cell.value, f"is no {part.columns[name].unit}")
     if part.retrain_of and f"{part.paper}/{part.retrain_of}/{part.part}" not in its.parts:

@@ -1,11 +1,12 @@
 """A table from row files: one line a model, one column a metric, means over seeds and splits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from unlearn.metrics import Metric
 from unlearn.report.abbreviations import heading, legend
 from unlearn.report.cells import best, summarise, text
+from unlearn.report.rows import COLUMNS as OF_SETTING
 from unlearn.report.rows import CONTESTANTS, Line, Lines, Row, chosen, declared, read, settings
 from unlearn.report.writers import Cell, Table, written_csv, written_html, written_latex, written_markdown
 
@@ -29,8 +30,9 @@ def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     """A Markdown table for each setting among the rows; lines are original, retrained, and then the methods.
 
     Cells are the mean over runs with its 95 % t-interval; a single run is shown as it is, and a cell that fewer runs
-    have than its line says how many. Raises `SettingError` for no rows, for a column that no auditor declares, and for
-    rows whose average would mean nothing: of one run twice, of other data or settings than they seem to have.
+    have than its line says how many. Where several seeds have several splits the interval is over the seeds' means, see
+    `unlearn.report.cells.independent`. Raises `SettingError` for no rows, for a column that no auditor declares, and
+    for rows whose average would mean nothing: of one run twice, of other data or settings than they seem to have.
     """
     return table(rows, columns, "markdown")
 
@@ -60,23 +62,35 @@ def _table(its: Lines, metrics: Sequence[Metric], abbreviations: bool, mark_best
         return [Cell(line.name), *shown, Cell(str(len(line.runs)))]
 
     return Table(
-        title=its.title,
+        title=str(its.title),
         head=["model", *(heading(metric, abbreviations) for metric in metrics), "runs"],
         left=1,
         lines=[cells(line) for line in its.lines],
-        notes=[*its.notes, *(legend(metrics) if abbreviations else [])],
+        notes=[
+            *its.notes,
+            *([_why_none(its.lines)] if mark_best and not any(bold.values()) else []),
+            *(legend(metrics) if abbreviations else []),
+        ],
     )
+
+
+def _why_none(lines: Sequence[Line]) -> str:
+    """Why `--best` marks nothing in a table."""
+    runs = sorted(len(line.runs) for line in lines if line.method is not None and line.method not in CONTESTANTS)
+    if len(runs) < 2:
+        return "nothing is bold: there are not two methods to compare"
+    if runs[-2] < 2:
+        return "nothing is bold: one run does not tell a difference from chance"
+    return "nothing is bold: no method is significantly better than the second best"
 
 
 def _csv(its: Sequence[Lines], metrics: Sequence[Metric]) -> str:
     numbers = [f"{metric.name}{end}" for metric in metrics for end in ("", "_low", "_high", "_n")]
-    head = ["dataset", "model", "train", "scenario", "requests", "precision", "forgotten", "line", *numbers, "runs"]
+    head = [*OF_SETTING, "line", *numbers, "runs"]
     lines: list[list[object]] = []
     for setting in its:
-        row: Mapping[str, object] = setting.rows[0]
-        names = [row[key] for key in head[:6]]
         for line in setting.lines:
-            cells: list[object] = [*names, setting.rows[0]["forget"]["count"], line.name]
+            cells: list[object] = [*setting.columns, line.name]
             for metric in metrics:
                 found = summarise(line.values(metric.name), metric)
                 cells += ["", "", "", 0] if found is None else [found.mean, found.low, found.high, found.n]
