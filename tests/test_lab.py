@@ -13,6 +13,7 @@ import pytest
 import torch
 from laws import changed, content_of, state_of
 
+from unlearn import row as rows
 from unlearn.data.images import PARTS, Images
 from unlearn.lab import ROLES, Lab, total_cost
 from unlearn.methods import random_label
@@ -125,8 +126,14 @@ def test_a_row_does_not_depend_on_what_was_in_the_store(bench: Bench) -> None:
         assert len(bench.trained) == trained
         assert unclocked(again) == unclocked(fresh)
     assert unclocked(fresh)["metrics"]["unlearned"].keys() >= {"forget_accuracy", "loss_attack_auc", "average_gap"}
-    values = [fresh["metrics"][role]["retain_accuracy"] for role in ROLES]
+    values = [(fresh["metrics"][role]["retain_accuracy"], fresh["metrics"][role]["loss_attack_auc"]) for role in ROLES]
     assert len(set(values)) == 3  # three models and not one thrice
+
+
+def test_a_row_has_the_commit_that_its_process_began_with(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = rows.COMMIT
+    monkeypatch.setattr(rows, "commit", lambda: "another, checked out meanwhile")
+    assert bench.row()["commit"] == began
 
 
 def test_one_more_auditor_computes_one_more_audit(bench: Bench) -> None:

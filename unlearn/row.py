@@ -136,7 +136,7 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
-        "commit": commit(),
+        "commit": COMMIT,
         "device": f"{device.type} {name}, {torch.get_num_threads()} threads",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -151,3 +151,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+changes" if status.stdout else "")
+
+
+COMMIT = commit()  # of the code that runs: the checkout may be another by the end of a long run
