@@ -325,8 +325,8 @@ def learned(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("retain", [True, False])
 def test_confidence_falls_on_what_goes_more_than_on_what_stays(retain: bool, learned: Problem) -> None:
-    lr = 0.05 if retain else 0.005
-    models = learned.original(), unlearn(learned, retain=retain, epochs=3, lr=lr, lr_step=10, batch_size=128)
+    lr, epochs = (0.05, 3) if retain else (0.003, 5)
+    models = learned.original(), unlearn(learned, retain=retain, epochs=epochs, lr=lr, lr_step=10, batch_size=128)
     forget, kept, test = (
         [signals(model, images).confidence.mean() for model in models]
         for images in (learned.request.forget, learned.request.retain, learned.lab.data.test)
@@ -334,7 +334,7 @@ def test_confidence_falls_on_what_goes_more_than_on_what_stays(retain: bool, lea
     assert forget[1] < forget[0] - 0.03
     assert kept[1] - kept[0] > forget[1] - forget[0]
     assert kept[1] > kept[0] - (0.03 if retain else 0.1)
-    assert test[1] > test[0] - 0.06
+    assert test[1] > test[0] - (0.06 if retain else 0.1)
     with torch.no_grad():  # the neighbours are learned
         losses = [nn.functional.cross_entropy(its(learned.found.images), learned.found.labels) for its in models]
     assert losses[1] < losses[0]
