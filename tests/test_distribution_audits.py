@@ -463,7 +463,7 @@ def test_of_too_few_models_a_histogram_is_refused_in_words(models: int) -> None:
 
 @pytest.fixture(scope="module")
 def digits(composing: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    words = ["method=none", "auditor=[forgetting_quality,klom]", "objective=forgetting_quality", "train.epochs=8"]
+    words = ["method=none", "auditor=[forgetting_quality,klom]", "objective=forgetting_quality", "train.epochs=16"]
     words += ["dataset.label_noise=0.3", "model.widths=[16,16]", "auditor.klom.models=10"]
     words += ["auditor.forgetting_quality.models=10", "auditor.forgetting_quality.same_original=false"]
     return Lab(composing(tmp_path_factory.mktemp("store"), words).settings)
