@@ -207,7 +207,7 @@ def test_a_holder_that_cannot_beat_still_notices_its_loss(tmp_path: Path, monkey
         with Lease(tmp_path, "thing", nobody):
             monkeypatch.setattr(os, "pwrite", full)
             lease_of_another(tmp_path, 1)
-            for _ in range(500):
+            for _ in range(5000):
                 time.sleep(0.02)
 
     with pytest.raises(LostLeaseError, match="taken over by elsewhere:7"):
