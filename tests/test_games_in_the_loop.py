@@ -348,9 +348,8 @@ def test_auditors_see_only_unseen_images_of_the_forgotten_classes(lab: Callable[
     made = lab(*SMALL, "method=sg_unlearn", "method.epochs=1", "scenario=class_wise", "method.per_class=false")
     _, history = unlearned(made)
     assert history[-1]["one_membership"] == 0
-    request = made.request(0)
-    others = request.validation[(request.validation.labels != 0).nonzero().flatten()]
-    made.request = lambda number: replace(request, validation=others)  # type: ignore[method-assign]
+    others = made.data.validation[(made.data.validation.labels != 0).nonzero().flatten()]
+    made.data = replace(made.data, validation=others)
     with pytest.raises(SettingError, match="unseen"):
         check_method(made)
 

@@ -51,7 +51,7 @@ NEEDS = frozenset({"retain", "forget", "validation"})
 Pair = tuple[Batch, Batch]
 """Forget images and as many unseen ones."""
 Released = Literal["Q1", "Q2", "Q3", "Q4", "Q5", "Q6"]
-Quirk = Literal["Q1", "Q2", "Q3", "Q4", "Q5", "Q6", "Q6_svhn"]
+Quirk = Literal[Released, "Q6_svhn"]
 
 
 def check(lab: Any, *, auditor: str, regularisation: float, solver: str, **_: Any) -> None:
@@ -60,9 +60,8 @@ def check(lab: Any, *, auditor: str, regularisation: float, solver: str, **_: An
         raise SettingError("method.regularisation", regularisation, f"must be above 0 for auditor={auditor}")
     if auditor == "neural" and solver != "closed":
         raise SettingError("method.solver", solver, "must be closed for auditor=neural, which is no convex program")
-    for number in range(len(lab.requests)):
-        request = lab.request(number)
-        if not torch.isin(request.validation.labels, request.forget.labels).any():
+    for forget in lab.requests:
+        if not torch.isin(lab.data.validation.labels, lab.data.train.labels[forget]).any():
             allowed = "leaves no unseen images of the classes to forget, which the auditor needs"
             raise SettingError("dataset.validation", lab.settings["dataset"].get("validation"), allowed)
 
