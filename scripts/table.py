@@ -10,12 +10,12 @@ import sys
 import typing
 from pathlib import Path
 
-from unlearn.configuration import composed, jobs, normal
 from unlearn.report import blocks, comparison, plot
 from unlearn.report.pivot import pivot
 from unlearn.report.published import papers
-from unlearn.report.rows import Row, of_jobs, of_methods, where
-from unlearn.report.table import COLUMNS, WRITERS, Format, read
+from unlearn.report.rows import Row
+from unlearn.report.selection import add_words, selected
+from unlearn.report.table import COLUMNS, WRITERS, Format
 from unlearn.report.table import table as written
 from unlearn.report.writers import written_csv
 from unlearn.settings import SettingError
@@ -24,11 +24,8 @@ from unlearn.settings import SettingError
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("files", nargs="*", type=Path, metavar="ROWS", help="row files, or folders of them")
+    add_words(result)
     result.add_argument("--columns", "--metrics", metavar="METRIC,...", help=f"default: {','.join(COLUMNS)}")
-    result.add_argument("--rows", metavar="METHOD,...", help="only the rows of these methods")
-    result.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only rows that have it")
-    result.add_argument("--sweep", metavar="NAME", help="only the rows that `run.py sweep=NAME` makes")
     result.add_argument("--published", metavar="NAME/TABLE", help="set a paper's figures beside ours")
     result.add_argument(
         "--relative", action="store_true", help="with --published: distances to each one's own retrained"
@@ -48,20 +45,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def chosen(options: argparse.Namespace) -> list[Row]:
-    """The rows that a command line asks for."""
-    rows = read(options.files)
-    for condition in options.where:
-        rows = where(rows, condition)
-    if options.sweep is not None:
-        rows = of_jobs(rows, (normal(composed(words)[0]) for words in jobs([f"sweep={options.sweep}"])))
-        if not rows:
-            raise SettingError("--sweep", options.sweep, "has no row among these; `python run.py sweep=...` makes them")
-    if options.rows is not None:
-        rows = of_methods(rows, options.rows.split(","))
-    return rows
-
-
 def picture(rows: list[Row], options: argparse.Namespace) -> str:
     """Draw the trade-off; `--metrics` are the two axes and what the marks' areas show. Gives the files, a line each."""
     for name in ("published", "best", "relative", "pivot"):
@@ -75,7 +58,7 @@ def picture(rows: list[Row], options: argparse.Namespace) -> str:
 def table(words: list[str]) -> str:
     """The tables that a command line asks for, or the files of the picture."""
     options = parser().parse_args(words)
-    rows = chosen(options)
+    rows = selected(options.files, options)
     if options.plot:
         return picture(rows, options)
     if options.published == "":

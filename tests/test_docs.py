@@ -62,6 +62,14 @@ def test_every_command_for_a_table_of_our_rows_prints_one(command: str, monkeypa
     assert "| model |" in importlib.import_module("scripts.table").table(shlex.split(command))
 
 
+def test_every_command_for_a_page_is_one() -> None:
+    lines = [line for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    pages = [line.split("report.py", 1)[1] for line in lines if "report.py" in line]
+    assert pages
+    for words in pages:
+        assert importlib.import_module("scripts.report").parser().parse_args(shlex.split(words)).output
+
+
 def test_every_local_link_leads_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

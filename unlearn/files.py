@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +47,13 @@ def write_array(file: Path, array: NDArray[Any]) -> None:
     """Write an .npy file, complete or not at all. Raises `OSError`."""
     stream = io.BytesIO()
     np.save(stream, array)
+    write(file, stream.getvalue())
+
+
+def write_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a compressed .npz file, complete or not at all. Raises `OSError`."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write(file, stream.getvalue())
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from unlearn.checks import (
     name_of,
 )
 from unlearn.data.images import PARTS, Data, Images
-from unlearn.files import write, write_array
+from unlearn.files import write, write_array, write_arrays
 from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
 from unlearn.layers import scope
 from unlearn.loop import DivergedError, warm_up
@@ -298,6 +299,14 @@ class Lab:
             for part in PARTS
         }
 
+    def legend(self) -> dict[str, NDArray[np.int32]]:
+        """What the signals' images are: each part's labels, and the `request` that forgets a training image, or -1."""
+        request = torch.full((len(self.data.train),), -1)
+        for number, positions in enumerate(self.requests):
+            request[positions] = number
+        labels = {part: getattr(self.data, part).labels for part in PARTS}
+        return {name: its.cpu().numpy().astype(np.int32) for name, its in (labels | {"request": request}).items()}
+
     @property
     def roles(self) -> tuple[str, ...]:
         """The models of the row: the three roles, and `independent` for an auditor that audits with `EVERY` other."""
@@ -452,7 +461,7 @@ class Lab:
             if refused:
                 write_json(folder / "refused.json", refused)
             if arrays:
-                np.savez_compressed(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
+                write_arrays(folder / "arrays.npz", arrays)
 
         uses = {self.metrics[metric][0] for metric in self.auditors[name].keywords.get("metrics", [])} | {name}
         if companion(self.auditors[name], "EVERY", False):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from unlearn.files import write_arrays
 from unlearn.lab import ROLES, Lab
 from unlearn.loop import DivergedError
 from unlearn.remarks import remarks
@@ -18,6 +19,8 @@ from unlearn.settings import SettingError
 from unlearn.store import key_of, write_json
 
 SCHEMA = 1
+LEGEND = "legend.npz"
+"""What lies beside a row, so that signals can be read without the data (`Lab.legend`)."""
 GROUPS = ("dataset", "model", "train", "scenario", "method")
 ELSEWHERE = ("store=", "wandb.", "debug=", "checkpoint_seconds=", "cluster=", "dataset.root=", "hydra.")
 """Words of where things lie, what is shown and how often unfinished work is kept; `portable` leaves them out, too."""
@@ -55,6 +58,7 @@ def row(lab: Lab, choices: Mapping[str, str], overrides: list[str]) -> tuple[dic
             "precision": lab.precision,
             **surroundings(lab.device),
         }
+        write_arrays(folder / LEGEND, lab.legend())
         write_json(folder / "row.json", document)
 
     failed = lab.store.root / "rows" / f"{key_of('rows', recipe)}.failed"

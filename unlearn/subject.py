@@ -40,7 +40,12 @@ class Subject:
     @property
     def held_out(self) -> Signals:
         """Test images of the classes that occur in the forget set: what forgotten images are compared with."""
-        return self.test[np.isin(self.test.labels, np.unique(self.forget.labels))]
+        return of_classes(self.test, self.forget)
+
+
+def of_classes(images: Signals, forget: Signals) -> Signals:
+    """Those `images` whose classes occur in the forget set."""
+    return images[np.isin(images.labels, np.unique(forget.labels))]
 
 
 @dataclass(frozen=True)

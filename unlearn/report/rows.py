@@ -297,7 +297,7 @@ def _short(value: Any) -> str:
     return re.sub(r"^([0-9a-f]{12})[0-9a-f]{52}$", r"\1", str(value))
 
 
-def _names(rows: Sequence[Row]) -> dict[str, str]:
+def line_names(rows: Sequence[Row]) -> dict[str, str]:
     """Row id -> its line: the method, and those of its settings in which rows of the same method differ."""
     names = {}
     for row in rows:
@@ -348,7 +348,7 @@ def _lines(rows: Sequence[Row], title: Title) -> Lines:
     runs: dict[str, dict[Run, Mapping[str, Any]]] = {head: {} for head in HEADS.values()}
     methods: dict[str, str] = {}
     check_alike(rows)
-    names = _names(rows)
+    names = line_names(rows)
     for row in sorted(rows, key=_order(names)):
         run, line = (row["seed"], row["split"]), names[row["id"]]
         if run in runs.setdefault(line, {}):

@@ -48,10 +48,13 @@ def table(
     its, metrics = settings(rows), chosen(columns)
     if form == "csv":
         return _csv(its, metrics)
-    return "\n\n".join(WRITERS[form](_table(lines, metrics, abbreviations, mark_best)) for lines in its)
+    return "\n\n".join(
+        WRITERS[form](tabled(lines, metrics, abbreviations=abbreviations, mark_best=mark_best)) for lines in its
+    )
 
 
-def _table(its: Lines, metrics: Sequence[Metric], abbreviations: bool, mark_best: bool) -> Table:
+def tabled(its: Lines, metrics: Sequence[Metric], *, abbreviations: bool = False, mark_best: bool = False) -> Table:
+    """A setting's table, ready to be written in a format; see `table`."""
     bold = {metric.name: best(its.lines, metric) if mark_best else None for metric in metrics}
 
     def cells(line: Line) -> list[Cell]:
