@@ -35,10 +35,12 @@ tables: .venv/run ## rebuild the tables of the README and docs from results/rows
 pages: .venv/run ## rebuild the pages of methods and auditors
 	$(BIN)/python scripts/pages.py
 
+docs: tables pages ## rebuild all of the documentation that is generated
+
 bench: .venv/run ## measure speed against public alternatives
 	failed=0; for file in benchmarks/*.py; do $(BIN)/python $$file || failed=1; done; exit $$failed
 
 clean: ## remove what tools leave behind; never the store
 	rm -rf .mypy_cache .ruff_cache .pytest_cache build dist
 
-.PHONY: help run test faults lint types tables pages bench clean
+.PHONY: help run test faults lint types tables pages docs bench clean

@@ -2,7 +2,7 @@
 
 It holds the tables, the trade-off of utility, forgetting and cost, and, from the signals that the store has beside the
 rows, ROC curves, accuracy by class, every forgotten image, and AMUN's adversarial neighbours. It needs no network and
-nothing beside it. `pip install -e '.[plot]'` first.
+nothing beside it.
 """
 
 import argparse

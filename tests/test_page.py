@@ -220,11 +220,5 @@ def test_what_cannot_be_reported_is_one_error(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_matplotlib_one_line_says_how_to_get_it(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearn.report.plot.find_spec", lambda name: None)
-    with pytest.raises(SettingError, match=r"matplotlib: is needed; pip install -e '\.\[plot\]'"):
-        report(["--store", str(store), "--output", "page.html"])
-
-
 def test_the_help_says_what_is_written_where() -> None:
     assert "report.html" in parser().format_help()

@@ -118,9 +118,3 @@ def test_what_cannot_be_drawn_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(SettingError) as refused:
         table([str(ROWS), *words])
     assert said in str(refused.value)
-
-
-def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearn.report.plot.find_spec", lambda name: None)
-    with pytest.raises(SettingError, match=r"--plot=matplotlib: is needed; pip install -e '\.\[plot\]'"):
-        trade_off(read([ROWS]))

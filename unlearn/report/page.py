@@ -7,19 +7,17 @@ bytes.
 import base64
 import html
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from unlearn.report.kept import answers, neighbours
 from unlearn.report.pictures import neighbourhoods, per_class, per_image, roc_curves, shared_run
-from unlearn.report.plot import AXES, as_svg, check_installed, trade_off
+from unlearn.report.plot import AXES, as_svg, trade_off
 from unlearn.report.rows import Lines, Row, chosen, line_names, settings
 from unlearn.report.table import tabled
 from unlearn.report.writers import written_html
 from unlearn.settings import SettingError
 from unlearn.store import Store
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -59,9 +57,8 @@ an earlier version made, remove its folder in the store and give its command aga
 def page(rows: Sequence[Row], store: Store | None, columns: Sequence[str]) -> str:
     """The page of these rows. Without a store, or where it lacks what a picture shows, the page says so.
 
-    Raises `SettingError` for what no table can be made of, and if matplotlib is not installed.
+    Raises `SettingError` for what no table can be made of.
     """
-    check_installed("report")
     every = settings(rows)
     chosen(columns)
     sections = [_section(its, number, store, columns) for number, its in enumerate(every)]
@@ -92,7 +89,7 @@ def _section(its: Lines, number: int, store: Store | None, columns: Sequence[str
     return "\n".join([*shown, _provenance(its)])
 
 
-def _pictures(its: Lines, store: Store | None) -> Iterator[tuple[str, str, "Figure | None"]]:
+def _pictures(its: Lines, store: Store | None) -> Iterator[tuple[str, str, Figure | None]]:
     """Heading, caption and picture of each figure of a setting; no picture where what it shows is not there."""
     try:
         yield "Utility, forgetting and cost", "", trade_off(its.rows, AXES)
@@ -109,7 +106,7 @@ def _pictures(its: Lines, store: Store | None) -> Iterator[tuple[str, str, "Figu
         yield f"Adversarial neighbours: {line}", OF_NEIGHBOURS, neighbourhoods(found)
 
 
-def _shown(heading: str, caption: str, drawn: "Figure | None") -> str:
+def _shown(heading: str, caption: str, drawn: Figure | None) -> str:
     head = f"<h3>{html.escape(heading)}</h3>"
     if drawn is None:
         return f'{head}\n<p class="note">{MISSING}</p>'

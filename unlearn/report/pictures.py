@@ -5,22 +5,19 @@ Figures of matplotlib, drawn without a display, from what a store holds beside i
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_curve
 
 from unlearn.report.kept import Answers, Neighbours
-from unlearn.report.plot import BLUE, GREY, check_installed, drawing
+from unlearn.report.plot import BLUE, GREY, drawing
 from unlearn.report.rows import HEADS, Run
 from unlearn.signals import Signals
 from unlearn.statistics import auc_components
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +27,7 @@ ACROSS = 4  # panels
 NUMBERED = 20  # classes up to which every cell of a picture of classes has its number
 
 
-def roc_curves(answers: Mapping[str, Mapping[Run, Answers]]) -> "Figure | None":
+def roc_curves(answers: Mapping[str, Mapping[Run, Answers]]) -> Figure | None:
     """Forgotten images told from held-out ones by their loss, as `loss_attack` does: a panel a model, both axes log.
 
     Curves are means over runs at each false-positive rate; the band is what the retrained models span. None without an
@@ -38,7 +35,6 @@ def roc_curves(answers: Mapping[str, Mapping[Run, Answers]]) -> "Figure | None":
     """
     if not {ORIGINAL, REFERENCE} <= answers.keys():
         return None
-    check_installed("report")
     counts = [(len(its.forget), len(its.held_out)) for runs in answers.values() for its in runs.values()]
     if min(map(min, counts)) == 0:
         return None
@@ -79,22 +75,19 @@ def _ends(curves: Floats, low: float) -> tuple[Floats, Floats]:
     return curves.min(0).clip(low), curves.max(0).clip(low)
 
 
-def per_class(answers: Mapping[str, Mapping[Run, Answers]], part: str) -> "Figure | None":
+def per_class(answers: Mapping[str, Mapping[Run, Answers]], part: str) -> Figure | None:
     """Accuracy by class on `forget` or `test` images, as the difference to the retrained models' mean over runs.
 
     None without a reference.
     """
     if REFERENCE not in answers:
         return None
-    check_installed("report")
     classes = np.unique(np.concatenate([getattr(its, part).labels for its in answers[REFERENCE].values()]))
     means = {line: _accuracies(runs, part, classes) for line, runs in answers.items()}
     lines = [REFERENCE, *(line for line in answers if line != REFERENCE)]
     difference = np.stack([means[line] - means[REFERENCE] for line in lines])
     largest = max(0.05, float(np.nanmax(np.abs(difference))))
     with drawing():
-        from matplotlib.figure import Figure
-
         width = min(10.0, 2.6 + 0.45 * len(classes))
         figure = Figure(figsize=(width, 1.1 + 0.24 * len(lines)), layout="constrained")
         axes = figure.subplots()
@@ -135,7 +128,7 @@ def shared_run(answers: Mapping[str, Mapping[Run, Answers]]) -> Run | None:
     return max(runs, key=lambda run: sum(run in its for its in answers.values())) if runs else None
 
 
-def per_image(answers: Mapping[str, Mapping[Run, Answers]], run: Run) -> "Figure | None":
+def per_image(answers: Mapping[str, Mapping[Run, Answers]], run: Run) -> Figure | None:
     """Every forgotten image of one run: its margin under a model against that under the retrained one.
 
     The margin is log p_y - log(1 - p_y). Titles say how alike the two order the images (Spearman) and on how many they
@@ -145,7 +138,6 @@ def per_image(answers: Mapping[str, Mapping[Run, Answers]], run: Run) -> "Figure
     shown = {line: runs[run] for line, runs in answers.items() if line != REFERENCE and run in runs}
     if reference is None or not shown or len(reference.forget) < 2:
         return None
-    check_installed("report")
     across = reference.forget.margin
     margins = {line: its.forget.margin for line, its in shown.items()}
     ends = np.quantile(np.concatenate([across, *margins.values()]), [0.001, 0.999])
@@ -165,7 +157,7 @@ def per_image(answers: Mapping[str, Mapping[Run, Answers]], run: Run) -> "Figure
     return figure
 
 
-def neighbourhoods(found: Mapping[Run, Neighbours]) -> "Figure | None":
+def neighbourhoods(found: Mapping[Run, Neighbours]) -> Figure | None:
     """How far AMUN's adversarial neighbours lie, a line a run, and which classes those of each class are taken for.
 
     None if none was found.
@@ -174,13 +166,10 @@ def neighbourhoods(found: Mapping[Run, Neighbours]) -> "Figure | None":
     labels, neighbours, norms, ones = every
     if not ones.any():
         return None
-    check_installed("report")
     classes = np.unique(np.concatenate([labels, neighbours]))
     shares = np.array([[np.mean(neighbours[ones & (labels == one)] == other) if (ones & (labels == one)).any() else 0.0
                         for other in classes] for one in classes])  # fmt: skip
     with drawing():
-        from matplotlib.figure import Figure
-
         figure = Figure(figsize=(7.4, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2)
         edges = np.linspace(0, float(norms[ones].max()) or 1.0, 41)
@@ -197,10 +186,8 @@ def neighbourhoods(found: Mapping[Run, Neighbours]) -> "Figure | None":
     return figure
 
 
-def _panels(count: int) -> "tuple[Figure, Sequence[Axes]]":
+def _panels(count: int) -> tuple[Figure, Sequence[Axes]]:
     """A figure with as many square panels, four to a line."""
-    from matplotlib.figure import Figure
-
     columns = min(ACROSS, count)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(0.5 + SIDE * columns, 0.4 + (SIDE + 0.3) * rows), layout="constrained")
@@ -214,7 +201,7 @@ def _panels(count: int) -> "tuple[Figure, Sequence[Axes]]":
     return figure, panels[:count]
 
 
-def _name_axes(figure: "Figure", panels: "Sequence[Axes]", across: str, up: str) -> None:
+def _name_axes(figure: Figure, panels: Sequence[Axes], across: str, up: str) -> None:
     figure.supxlabel(across, fontsize=9)
     figure.supylabel(up, fontsize=9)
     for axes in panels:

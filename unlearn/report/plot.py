@@ -7,11 +7,16 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib.style
 import numpy as np
+from adjustText import adjust_text
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from scipy.stats import t
 
 from unlearn.metrics import Metric
@@ -19,10 +24,6 @@ from unlearn.report.abbreviations import heading
 from unlearn.report.cells import Summary, independent, summarise
 from unlearn.report.rows import HEADS, Lines, Row, Run, chosen, crossed, settings
 from unlearn.settings import SettingError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 AXES = ("loss_attack_auc", "test_accuracy", "sample_gradients")
 """Forgetting, utility and cost, unless others are asked for."""
@@ -38,23 +39,14 @@ AS_RETRAINING = 160.0  # of a method that costs as much as retraining, where tha
 SMALLEST = 9.0
 
 
-def check_installed(key: str) -> None:
-    """Raise `SettingError` if there is no matplotlib or adjustText, which are an extra."""
-    missing = [name for name in ("matplotlib", "adjustText") if find_spec(name) is None]
-    if missing:
-        raise SettingError(key, missing[0], "is needed; pip install -e '.[plot]'")
-
-
 @contextmanager
 def drawing() -> Iterator[None]:
     """Inside the block pictures look the same whatever settings of matplotlib the user has."""
-    import matplotlib.style
-
     with matplotlib.style.context(["default", STYLE]):
         yield
 
 
-def written(figure: "Figure", file: Path) -> list[Path]:
+def written(figure: Figure, file: Path) -> list[Path]:
     """Write a picture as PNG and as PDF, or as what the suffix of `file` says alone. Gives the files.
 
     Raises `SettingError` for another suffix, and for a place that cannot be written to.
@@ -71,7 +63,7 @@ def written(figure: "Figure", file: Path) -> list[Path]:
     return files
 
 
-def as_svg(figure: "Figure") -> bytes:
+def as_svg(figure: Figure) -> bytes:
     """A picture as SVG, its text as outlines: the same everywhere."""
     stream = io.BytesIO()
     with drawing():
@@ -96,13 +88,12 @@ class Floor(NamedTuple):
     source: str
 
 
-def trade_off(rows: Sequence[Row], columns: Sequence[str] = AXES, *, abbreviations: bool = False) -> "Figure":
+def trade_off(rows: Sequence[Row], columns: Sequence[str] = AXES, *, abbreviations: bool = False) -> Figure:
     """The picture: one panel a setting, one mark a line of its table, placed by two metrics, large if it cost much.
 
     `columns` are the metrics across and up, and the one that the marks' areas show, which may be left out. Raises
     `SettingError` for rows that no table can be made of, and for metrics that cannot be drawn or that no row has.
     """
-    check_installed("--plot")
     if len(columns) not in (2, 3):
         raise SettingError("--metrics", ",".join(columns), "must be forgetting,utility or forgetting,utility,cost")
     metrics = chosen(columns)
@@ -110,8 +101,6 @@ def trade_off(rows: Sequence[Row], columns: Sequence[str] = AXES, *, abbreviatio
         if metric.unit == "verdict":
             raise SettingError("--metrics", metric.name, "is a verdict, which has no place on an axis")
     every = settings(rows)
-    from matplotlib.figure import Figure
-
     with drawing():
         figure = Figure(figsize=(WIDTH, HEIGHT * len(every)))
         for number, its in enumerate(every):
@@ -168,7 +157,7 @@ def _mean(values: Mapping[Run, float | None]) -> float | None:
 # Drawing
 
 
-def _draw(axes: "Axes", its: Lines, metrics: Sequence[Metric], abbreviations: bool) -> None:
+def _draw(axes: Axes, its: Lines, metrics: Sequence[Metric], abbreviations: bool) -> None:
     points = marks(its, metrics)
     reference = next((point for point in points if point.name == HEADS["retrained"]), None)
     floors = [floor(its, metric) for metric in metrics[:2]]
@@ -216,7 +205,7 @@ def _look(point: Mark, scale: float) -> dict[str, Any]:
     return {"s": area, "marker": "o", "facecolors": face, "edgecolors": colour}
 
 
-def _limit(axes: "Axes", points: Sequence[Mark]) -> None:
+def _limit(axes: Axes, points: Sequence[Mark]) -> None:
     """Show all means, and of error bars a part: those of two runs may be longer than all else."""
     for values, limit in (
         ([point.x for point in points], axes.set_xlim),
@@ -230,7 +219,7 @@ def _limit(axes: "Axes", points: Sequence[Mark]) -> None:
         limit(low_end - 0.08 * room, high_end + 0.08 * room)
 
 
-def _direct(axes: "Axes", metrics: Sequence[Metric], abbreviations: bool) -> None:
+def _direct(axes: Axes, metrics: Sequence[Metric], abbreviations: bool) -> None:
     """Name the axes, and say which way is better."""
     for metric, name, words in (
         (metrics[0], axes.set_xlabel, ("→ better", "← better")),
@@ -241,7 +230,7 @@ def _direct(axes: "Axes", metrics: Sequence[Metric], abbreviations: bool) -> Non
 
 
 def _explain(
-    axes: "Axes",
+    axes: Axes,
     its: Lines,
     metrics: Sequence[Metric],
     floors: Sequence[Floor | None],
@@ -249,8 +238,6 @@ def _explain(
     abbreviations: bool,
 ) -> None:
     """What the marks, bars and bands mean, below the axes."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
     def round_mark(colour: str, face: object, area: float, label: str) -> Line2D:
         look: dict[str, Any] = {"markerfacecolor": face, "markeredgecolor": colour, "markersize": math.sqrt(area)}
@@ -291,10 +278,8 @@ def _explain(
                   ha="center", va="top", fontsize=8)  # fmt: skip
 
 
-def _label(axes: "Axes", points: Sequence[Mark]) -> None:
+def _label(axes: Axes, points: Sequence[Mark]) -> None:
     """A name beside every mark, where it covers neither another mark nor another name, with a line if it is far."""
-    from adjustText import adjust_text
-
     names = [
         axes.text(
             point.x.mean,
