@@ -236,8 +236,21 @@ def test_no_rows_and_no_such_column_are_refused(tmp_path: Path) -> None:
     assert refusal([row()], ["nope"]).startswith("column=nope: must be one of average_gap")
 
 
-def test_the_same_run_twice_is_refused() -> None:
-    assert "repeats finetune, seed 0, split 0" in refusal([row(), row(id="again")])
+def test_two_models_of_the_same_run_are_refused() -> None:
+    other = row(id="again")
+    other["models"]["unlearned"] = ["made otherwise"]
+    assert "repeats finetune, seed 0, split 0" in refusal([row(), other])
+
+
+def test_a_model_that_was_audited_twice_is_one_run(tmp_path: Path) -> None:
+    more = row(id="again", remarks={"identical": "the same"})
+    more["metrics"]["unlearned"] = {"forget_accuracy": 0.5, "ks_statistic": 0.25}
+    first = row(remarks={"identical": "the same"})
+    text = markdown([first, more], ["forget_accuracy", "ks_statistic", "sample_gradients"])
+    assert cells(text)["finetune"] == ["0.500", "0.250", "1,234", "1"]
+    assert "identical to the original in 1 of 1 runs (the same)" in text
+    more["metrics"]["unlearned"]["forget_accuracy"] = 0.4
+    assert "another forget_accuracy of the unlearned model" in refusal([first, more])
 
 
 def mixed(**changes: Any) -> list[dict[str, Any]]:

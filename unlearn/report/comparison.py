@@ -203,7 +203,8 @@ def _gap(part: Part, method: str, name: str, column: Column, lines: Lines, folde
     """Their average gap as ours is made, or why there is none."""
     its = column.gap
     theirs = [part.columns[other].metric for other in its.over] if its else []
-    ours = lines.rows[0]["config"]["auditor"].get("gap", {}).get("metrics", [])
+    audits = [row["config"]["auditor"] for row in lines.rows]
+    ours: list[str] = next((its["gap"]["metrics"] for its in audits if "gap" in its), [])
     if its is None or its.form == "unknown":
         return f"{column.title} is not compared: how theirs was made is not known"
     if set(theirs) != set(ours):

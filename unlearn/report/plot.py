@@ -134,7 +134,9 @@ def floor(its: Lines, metric: Metric) -> Floor | None:
     """
     reference = its.lines[1].values(metric.name)
     again: dict[Run, float | None] = {
-        (row["seed"], row["split"]): row["metrics"].get("independent", {}).get(metric.name) for row in its.rows
+        (row["seed"], row["split"]): value
+        for row in its.rows
+        if (value := row["metrics"].get("independent", {}).get(metric.name)) is not None
     }
     for line in its.lines:
         if line.method == "retrain":

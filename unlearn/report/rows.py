@@ -237,8 +237,8 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]
 def settings(rows: Sequence[Row]) -> list[Lines]:
     """The lines of each setting among the rows: original, reference, and then the methods.
 
-    Raises `SettingError` for no rows, and for rows whose average would mean nothing: of one run twice, of other data or
-    settings than they seem to have.
+    Rows of one model that were audited differently are one run. Raises `SettingError` for no rows, and for rows whose
+    average would mean nothing: two models of one run, other data or settings than they seem to have.
     """
     groups = grouped(rows)
     return [_lines(group, title) for group, title in zip(groups, titles(groups), strict=True)]
@@ -347,17 +347,19 @@ def _joined(known: Mapping[str, Any], row: Row, role: str) -> dict[str, Any]:
 def _lines(rows: Sequence[Row], title: Title) -> Lines:
     runs: dict[str, dict[Run, Mapping[str, Any]]] = {head: {} for head in HEADS.values()}
     methods: dict[str, str] = {}
+    made: dict[tuple[str, Run], object] = {}
     check_alike(rows)
     names = line_names(rows)
     for row in sorted(rows, key=_order(names)):
         run, line = (row["seed"], row["split"]), names[row["id"]]
-        if run in runs.setdefault(line, {}):
+        models = row["models"].get("unlearned")
+        if made.setdefault((line, run), models) != models:
             raise SettingError(
                 "row", row["id"], f"repeats {line}, seed {run[0]}, split {run[1]}: give one of them only"
             )
-        for role, head in HEADS.items():
-            runs[head][run] = _joined(runs[head].get(run, {}), row, role)
-        runs[line][run] = row["metrics"]["unlearned"]
+        for role, its in {**HEADS, "unlearned": line}.items():
+            known = runs.setdefault(its, {})
+            known[run] = _joined(known.get(run, {}), row, role)
         methods[line] = row["method"]
     lines = [Line(name, methods.get(name), its) for name, its in runs.items()]
     return Lines(rows, lines, [*_notes(rows, names), *_of_runs(runs)], title)
@@ -385,12 +387,12 @@ def _order(names: Mapping[str, str]) -> Callable[[Row], tuple[bool, str, str]]:
 
 def _notes(rows: Sequence[Row], names: Mapping[str, str]) -> list[str]:
     """What the rows' remarks say: a line for each method and kind, with the number of runs and the first's reason."""
-    counts = Counter(names[row["id"]] for row in rows)
-    said: dict[tuple[str, str], list[str]] = defaultdict(list)
+    counts = Counter(line for line, _ in {(names[row["id"]], (row["seed"], row["split"])) for row in rows})
+    said: dict[tuple[str, str], dict[Run, str]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: (names[row["id"]], row["seed"], row["split"])):
         for kind, reason in (row.get("remarks") or {}).items():
-            said[names[row["id"]], kind].append(reason)
+            said[names[row["id"]], kind].setdefault((row["seed"], row["split"]), reason)
     return [
-        f"{line}: {TITLES.get(kind, kind)} in {len(reasons)} of {counts[line]} runs ({reasons[0]})"
+        f"{line}: {TITLES.get(kind, kind)} in {len(reasons)} of {counts[line]} runs ({next(iter(reasons.values()))})"
         for (line, kind), reasons in said.items()
     ]

@@ -32,7 +32,7 @@ def markdown(rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> str:
     Cells are the mean over runs with its 95 % t-interval; a single run is shown as it is, and a cell that fewer runs
     have than its line says how many. Where several seeds have several splits the interval is over the seeds' means, see
     `unlearn.report.cells.independent`. Raises `SettingError` for no rows, for a column that no auditor declares, and
-    for rows whose average would mean nothing: of one run twice, of other data or settings than they seem to have.
+    for rows whose average would mean nothing: two models of one run, other data or settings than they seem to have.
     """
     return table(rows, columns, "markdown")
 
