@@ -13,7 +13,7 @@ from scipy.stats import t
 from scripts.table import main, table, updated
 from unlearn.configuration import composed, jobs
 from unlearn.lab import Lab
-from unlearn.report.rows import of_jobs
+from unlearn.report.selection import of_jobs
 from unlearn.report.table import markdown, read
 from unlearn.report.table import table as as_table
 from unlearn.row import GROUPS

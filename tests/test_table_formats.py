@@ -16,7 +16,8 @@ from scripts.table import table as printed
 from unlearn.metrics import Metric
 from unlearn.report.abbreviations import ABBREVIATIONS, COMPLEMENTS
 from unlearn.report.cells import best, difference_pvalue
-from unlearn.report.rows import Line, declared, where
+from unlearn.report.rows import Line, declared
+from unlearn.report.selection import where
 from unlearn.report.table import markdown, table
 from unlearn.report.writers import Cell, Table, latex, written_html, written_latex
 from unlearn.settings import SettingError

@@ -19,9 +19,8 @@ from unlearn.report.rows import (
     grouped,
     settings,
     titles,
-    values_of,
-    where,
 )
+from unlearn.report.selection import values_of, where
 from unlearn.report.table import WRITERS, Format
 from unlearn.report.writers import Cell, Table, written_csv
 from unlearn.settings import SettingError

@@ -11,8 +11,6 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
-
 from unlearn import auditors
 from unlearn.auditors.cost import METRICS as OF_COST
 from unlearn.metrics import Metric
@@ -29,7 +27,6 @@ COSTS = frozenset(metric.name for metric in OF_COST)
 """What the auditor `cost` declares, which is of the machine, too: the same model may have cost more elsewhere."""
 ELSEWHERE = ("root", "path")  # where a data set lies, which is no part of what it is
 OF_THE_STORE = ("recipe.json", "done.json")  # which lie beside the rows of a store
-FILTERS = (*SETTING, "method", "seed", "split", "requests", "precision", "layers")
 
 Row = Mapping[str, Any]
 Run = tuple[int, int]
@@ -122,7 +119,7 @@ def _damage(document: Mapping[str, Any]) -> str | None:
         return f"has no {missing[0]}"
     flat = dict(_flat(document))
     roles = [f"metrics.{role}" for role in (*HEADS, "unlearned")]
-    if missing := [key for key in (*MAPPINGS, *roles) if not isinstance(_inside(document, key), Mapping)]:
+    if missing := [key for key in (*MAPPINGS, *roles) if not isinstance(inside(document, key), Mapping)]:
         return f"has no {missing[0]}"
     if missing := [key for key in ("forget.count", *(f"models.{role}" for role in HEADS)) if flat.get(key) is None]:
         return f"has no {missing[0]}"
@@ -136,91 +133,15 @@ def _damage(document: Mapping[str, Any]) -> str | None:
     return None
 
 
-def of_methods(rows: Sequence[Row], methods: Sequence[str]) -> list[Row]:
-    """The rows of these methods. Raises `SettingError` for a method that no row has."""
-    there = sorted({row["method"] for row in rows})
-    for method in methods if rows else ():
-        if method not in there:
-            raise SettingError("--rows", method, f"must be one of {', '.join(there)}")
-    return [row for row in rows if row["method"] in methods]
+ABSENT = object()
+"""What lies under a path that leads nowhere."""
 
 
-def of_jobs(rows: Sequence[Row], jobs: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """The rows that jobs with these settings make: the same data, models, methods, audits and draws, wherever kept."""
-    wanted = [_identity(settings) for settings in jobs]
-    return [row for row in rows if _identity(row["config"]) in wanted]
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    its: dict[str, Any] = {
-        key: config.get(key) for key in (*SETTING, "method", "auditor", "seed", "split", "requests", "layers")
-    }
-    dataset = {key: value for key, value in its["dataset"].items() if key not in ELSEWHERE}
-    return its | {"dataset": dataset}
-
-
-def where(rows: Sequence[Row], condition: str) -> list[Row]:
-    """The rows for which `key=value` holds: of a row's names and numbers, or of its configuration (`train.epochs=10`).
-
-    Raises `SettingError` for a key that no row has, and for a value that no row has.
-    """
-    key, sign, text = condition.partition("=")
-    if not sign:
-        raise SettingError("--where", condition, "must be key=value")
-    if not rows:
-        return []
-    having = [(row, value) for row in rows if (value := _at(row, key)) is not _ABSENT]
-    if not having:
-        keys = ", ".join(FILTERS)
-        raise SettingError("--where", key, f"must be one of {keys}, or a key of a row's configuration (train.epochs)")
-    kept = [row for row, value in having if _is(value, text)]
-    if not kept:
-        values = dict.fromkeys(str(value) for _, value in having)
-        raise SettingError("--where", condition, f"no row has it; {key} is {', '.join(sorted(values))}")
-    return kept
-
-
-def values_of(rows: Sequence[Row], key: str) -> list[str]:
-    """The values that rows have of a key of `where`: numbers by size, and then words. `SettingError` if none has it."""
-    values = {str(value): value for row in rows if (value := _at(row, key)) is not _ABSENT}
-    if not values:
-        raise SettingError("--pivot", key, f"must be one of {', '.join(FILTERS)}, or a key of a row's configuration")
-    numbers = [text for text, value in values.items() if isinstance(value, int | float)]
-    return sorted(numbers, key=float) + sorted(values.keys() - set(numbers))
-
-
-def _is(value: Any, text: str) -> bool:
-    """Whether a value is what the text says, written as in a YAML: a word, a number, true, null, a list."""
-    try:
-        wanted = yaml.safe_load(text)
-    except yaml.YAMLError:
-        wanted = text
-    if isinstance(value, bool) or isinstance(wanted, bool):
-        return value is wanted
-    if isinstance(value, int | float):
-        try:
-            return float(text) == value
-        except ValueError:
-            return False
-    return bool(value == wanted) or str(value) == text
-
-
-_ABSENT = object()
-
-
-def _at(row: Row, key: str) -> Any:
-    """A row's value under a name or a dotted path into its configuration."""
-    if key in FILTERS:
-        return row.get(key, "all" if key == "layers" else _ABSENT)
-    value = _inside(row["config"], key)
-    return _ABSENT if isinstance(value, Mapping) else value
-
-
-def _inside(value: Any, key: str) -> Any:
-    """What lies under a dotted path."""
+def inside(value: Any, key: str) -> Any:
+    """What lies under a dotted path; `ABSENT` if nothing does."""
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            return _ABSENT
+            return ABSENT
         value = value[part]
     return value
 
@@ -289,7 +210,7 @@ def titles(groups: Sequence[Sequence[Row]], across: str = "") -> list[Title]:
 
 
 def _differ(settings: Sequence[Mapping[str, Any]], key: str) -> bool:
-    return any(its.get(key, _ABSENT) != settings[0].get(key, _ABSENT) for its in settings)
+    return any(its.get(key, ABSENT) != settings[0].get(key, ABSENT) for its in settings)
 
 
 def _short(value: Any) -> str:
