@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from unlearn.files import write
-from unlearn.report.kept import opened
 from unlearn.report.page import page
 from unlearn.report.selection import add_words, selected
 from unlearn.report.table import COLUMNS
 from unlearn.settings import SettingError
+from unlearn.store import Store
 
 STORE = Path("outputs/store")
 
@@ -32,10 +32,11 @@ def parser() -> argparse.ArgumentParser:
 def report(words: list[str]) -> Path:
     """Write the page that a command line asks for, and give its file."""
     options = parser().parse_args(words)
-    store = opened(options.store or STORE)
+    root = options.store or STORE
+    store = Store(root) if root.is_dir() else None
     if store is None and (options.store or not options.files):
-        raise SettingError("--store", options.store or STORE, "is not there; a run of `run.py` makes a store")
-    files = options.files or [(options.store or STORE) / "rows"]
+        raise SettingError("--store", root, "is not there; a run of `run.py` makes a store")
+    files = options.files or [root / "rows"]
     columns = list(COLUMNS) if options.columns is None else options.columns.split(",")
     content = page(selected(files, options), store, columns)
     try:

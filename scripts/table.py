@@ -10,7 +10,7 @@ import sys
 import typing
 from pathlib import Path
 
-from unlearn.report import blocks, comparison, plot
+from unlearn.report import blocks, comparison
 from unlearn.report.pivot import pivot
 from unlearn.report.published import papers
 from unlearn.report.rows import Row
@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
 
 def picture(rows: list[Row], options: argparse.Namespace) -> str:
     """Draw the trade-off; `--metrics` are the two axes and what the marks' areas show. Gives the files, a line each."""
+    from unlearn.report import plot  # matplotlib is slow to import, and tables do without
+
     for name in ("published", "best", "relative", "pivot"):
         if getattr(options, name):
             raise SettingError(f"--{name}", str(getattr(options, name)).lower(), "is for tables, not for --plot")

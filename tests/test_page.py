@@ -79,11 +79,21 @@ def test_what_is_drawn_is_what_the_rows_measured(store: Path, lines: Lines) -> N
 def test_a_curve_is_the_best_that_some_threshold_does(store: Path, lines: Lines) -> None:
     its = answers(lines, Store(store))["original"][0, 0]
     grid = np.array([0.003, 0.05, 0.31, 1.0])
-    losses = np.concatenate([its.forget.loss, its.held_out.loss, [-np.inf]])
-    for rate, found in zip(grid, _true_positives(its, grid), strict=True):
-        allowed = [limit for limit in losses if (its.held_out.loss <= limit).mean() <= rate]
-        assert found == max((its.forget.loss <= limit).mean() for limit in allowed)
+    forget, held_out = its.losses
+    for rate, found in zip(grid, _true_positives(forget, held_out, grid), strict=True):
+        allowed = [limit for limit in (*forget, *held_out, -np.inf) if (held_out <= limit).mean() <= rate]
+        assert found == max((forget <= limit).mean() for limit in allowed)
     assert found == 1.0
+
+
+def test_losses_are_those_of_the_audit(store: Path, lines: Lines) -> None:
+    row = next(row for row in lines.rows if row["method"] == "none")
+    its = answers(lines, Store(store))["none"][row["seed"], row["split"]]
+    assert its.clip == row["config"]["auditor"]["loss_attack"]["clip"]
+    low = its._replace(clip=0.01).losses
+    assert [part.max() for part in low] == [0.01, 0.01]
+    classes = np.isin(its.test.labels, its.forget.labels)
+    assert [len(part) for part in low] == [len(its.forget), classes.sum()]
 
 
 def test_accuracies_of_classes_are_means_over_the_runs_that_have_them() -> None:
@@ -92,7 +102,7 @@ def test_accuracies_of_classes_are_means_over_the_runs_that_have_them() -> None:
             [np.eye(3)[label if hit else (label + 1) % 3] for label, hit in zip(labels, hits, strict=True)]
         )
         its = Signals(logits.astype(np.float32), np.array(labels))
-        return Answers(its, its)
+        return Answers(its, its, np.inf)
 
     runs = {(0, 0): of([0, 0, 1], [True, False, True]), (1, 1): of([0, 2], [True, False])}
     assert _accuracies(runs, "forget", np.array([0, 1, 2])).tolist() == [0.75, 1.0, 0.0]

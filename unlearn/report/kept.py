@@ -5,7 +5,6 @@ Nothing is computed anew and no data set is read: what is not in the store, or i
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from unlearn.report.rows import HEADS, Lines, Row, Run, line_names
 from unlearn.row import LEGEND
-from unlearn.signals import Signals
+from unlearn.signals import Floats, Signals
 from unlearn.store import Store, Stored
 from unlearn.subject import of_classes
 
@@ -21,15 +20,16 @@ KINDS = {"original": "originals", "retrained": "retrained", "unlearned": "unlear
 
 
 class Answers(NamedTuple):
-    """What one model answers on the images to forget and on the test images."""
+    """What one model answers on the images to forget and on the test images; `clip` is the row's `loss_attack.clip`."""
 
     forget: Signals
     test: Signals
+    clip: float
 
     @property
-    def held_out(self) -> Signals:
-        """Test images of the classes that occur in the forget set, as in `Subject.held_out`."""
-        return of_classes(self.test, self.forget)
+    def losses(self) -> tuple[Floats, Floats]:
+        """What `loss_attack` compares: of the images to forget, and of test images of their classes."""
+        return self.forget.loss.clip(max=self.clip), of_classes(self.test, self.forget).loss.clip(max=self.clip)
 
 
 class Neighbours(NamedTuple):
@@ -80,7 +80,11 @@ def _answers(row: Row, role: str, store: Store) -> Answers | None:
     forget = legend["request"] >= 0
     train, test = (np.load(signals.folder / f"{part}.npy", mmap_mode="r") for part in ("train", "test"))
     labels = {part: legend[part].astype(np.int64) for part in ("train", "test")}
-    return Answers(Signals(train[forget], labels["train"][forget]), Signals(np.asarray(test), labels["test"]))
+    return Answers(
+        Signals(train[forget], labels["train"][forget]),
+        Signals(np.asarray(test), labels["test"]),
+        row["config"]["auditor"].get("loss_attack", {}).get("clip", np.inf),
+    )
 
 
 def _neighbours(row: Row, store: Store) -> Neighbours | None:
@@ -115,8 +119,3 @@ def _stored(store: Store, kind: str, key: str) -> Stored | None:
         return None
     found = store.find(kind, recipe)
     return found if found is not None and found.key == key else None
-
-
-def opened(root: Path) -> Store | None:
-    """The store in a folder; None if there is no such folder."""
-    return Store(root) if root.is_dir() else None

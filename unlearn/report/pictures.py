@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.metrics import roc_curve
+from sklearn.metrics import confusion_matrix, roc_curve
 
 from unlearn.report.kept import Answers, Neighbours
 from unlearn.report.plot import BLUE, GREY, drawing
@@ -35,44 +35,37 @@ def roc_curves(answers: Mapping[str, Mapping[Run, Answers]]) -> Figure | None:
     """
     if not {ORIGINAL, REFERENCE} <= answers.keys():
         return None
-    counts = [(len(its.forget), len(its.held_out)) for runs in answers.values() for its in runs.values()]
+    losses = {line: [its.losses for its in runs.values()] for line, runs in answers.items()}
+    counts = [(len(forget), len(held_out)) for runs in losses.values() for forget, held_out in runs]
     if min(map(min, counts)) == 0:
         return None
-    grid = np.geomspace(1 / max(held_out for _, held_out in counts), 1, 200)
-    curves = {line: np.stack([_true_positives(its, grid) for its in runs.values()]) for line, runs in answers.items()}
+    low, left = (1 / max(sizes) for sizes in zip(*counts, strict=True))
+    grid = np.geomspace(left, 1, 200)
+    curves = {line: np.stack([_true_positives(*its, grid) for its in runs]) for line, runs in losses.items()}
     shown = [line for line in answers if line != REFERENCE]
+    reference = curves[REFERENCE].clip(low)
     with drawing():
         figure, panels = _panels(len(shown))
-        low = 1 / max(forget for forget, _ in counts)
         for axes, line in zip(panels, shown, strict=True):
-            axes.plot([grid[0], 1], [grid[0], 1], color=GREY, lw=0.6, ls=":")
-            reference = curves[REFERENCE]
-            axes.fill_between(grid, *_ends(reference, low), color=GREY, alpha=0.35, lw=0)
-            axes.plot(grid, reference.mean(0).clip(low), color="black", lw=0.9)
+            axes.plot([left, 1], [left, 1], color=GREY, lw=0.6, ls=":")
+            axes.fill_between(grid, reference.min(0), reference.max(0), color=GREY, alpha=0.35, lw=0)
+            axes.plot(grid, reference.mean(0), color="black", lw=0.9)
             axes.plot(grid, curves[line].mean(0).clip(low), color=BLUE, lw=1.3)
-            axes.set(xscale="log", yscale="log", xlim=(grid[0], 1), ylim=(low, 1))
-            areas = [_area(its) for its in answers[line].values()]
-            axes.set_title(f"{_short(line)}\nAUC {np.mean(areas):.3f}{_of(len(areas))}", fontsize=8)
+            axes.set(xscale="log", yscale="log", xlim=(left, 1), ylim=(low, 1))
+            areas = [auc_components(-forget, -held_out)[0] for forget, held_out in losses[line]]
+            runs = f", {len(areas)} runs" if len(areas) > 1 else ""
+            axes.set_title(f"{line}\nAUC {np.mean(areas):.3f}{runs}", fontsize=8)
         _name_axes(figure, panels, "false-positive rate", "true-positive rate")
     return figure
 
 
-def _true_positives(its: Answers, grid: Floats) -> Floats:
+def _true_positives(forget: Floats, held_out: Floats, grid: Floats) -> Floats:
     """The share of forget images that are found at each share of held-out images that are taken for such."""
-    scores = -np.concatenate([its.forget.loss, its.held_out.loss])
-    member = np.repeat([1, 0], [len(its.forget), len(its.held_out)])
-    false, true, _ = roc_curve(member, scores, drop_intermediate=False)
+    member = np.repeat([1, 0], [len(forget), len(held_out)])
+    false, true, _ = roc_curve(member, -np.concatenate([forget, held_out]), drop_intermediate=False)
     # At a rate that no threshold has exactly, the best that can be had without more false positives
     found: Floats = true[np.searchsorted(false, grid * (1 + 1e-12), side="right") - 1]
     return found
-
-
-def _area(its: Answers) -> float:
-    return auc_components(-its.forget.loss, -its.held_out.loss)[0]
-
-
-def _ends(curves: Floats, low: float) -> tuple[Floats, Floats]:
-    return curves.min(0).clip(low), curves.max(0).clip(low)
 
 
 def per_class(answers: Mapping[str, Mapping[Run, Answers]], part: str) -> Figure | None:
@@ -92,7 +85,7 @@ def per_class(answers: Mapping[str, Mapping[Run, Answers]], part: str) -> Figure
         figure = Figure(figsize=(width, 1.1 + 0.24 * len(lines)), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(difference, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
-        axes.set_yticks(range(len(lines)), [_short(line) for line in lines], fontsize=8)
+        axes.set_yticks(range(len(lines)), ["retrained", *lines[1:]], fontsize=8)
         if len(classes) <= NUMBERED:
             axes.set_xticks(range(len(classes)), [str(its) for its in classes], fontsize=8)
             for row, line in enumerate(lines):
@@ -114,8 +107,9 @@ def _accuracies(runs: Mapping[Run, Answers], part: str, classes: NDArray[np.int6
     found = np.full((len(runs), len(classes)), np.nan)
     for number, its in enumerate(runs.values()):
         signals: Signals = getattr(its, part)
+        correct = signals.correct
         for column, label in enumerate(classes):
-            hits = signals.correct[signals.labels == label]
+            hits = correct[signals.labels == label]
             found[number, column] = hits.mean() if len(hits) else np.nan
     known = ~np.isnan(found)
     means: Floats = np.where(known, found, 0).sum(0) / np.where(known.any(0), known.sum(0), np.nan)
@@ -152,7 +146,7 @@ def per_image(answers: Mapping[str, Mapping[Run, Answers]], run: Run) -> Figure 
             rank = spearmanr(across, margins[line]).statistic
             same = (its.forget.logits.argmax(1) == reference.forget.logits.argmax(1)).mean()
             alike = "rank corr. none" if math.isnan(rank) else f"rank corr. {rank:.2f}"
-            axes.set_title(f"{_short(line)}\n{alike}, same class {same:.2f}", fontsize=8)
+            axes.set_title(f"{line}\n{alike}, same class {same:.2f}", fontsize=8)
         _name_axes(figure, panels, "margin, retrained", "margin")
     return figure
 
@@ -162,13 +156,11 @@ def neighbourhoods(found: Mapping[Run, Neighbours]) -> Figure | None:
 
     None if none was found.
     """
-    every = [np.concatenate(part) for part in zip(*found.values(), strict=True)]
-    labels, neighbours, norms, ones = every
+    labels, neighbours, norms, ones = (np.concatenate(part) for part in zip(*found.values(), strict=True))
     if not ones.any():
         return None
     classes = np.unique(np.concatenate([labels, neighbours]))
-    shares = np.array([[np.mean(neighbours[ones & (labels == one)] == other) if (ones & (labels == one)).any() else 0.0
-                        for other in classes] for one in classes])  # fmt: skip
+    shares = confusion_matrix(labels[ones], neighbours[ones], labels=classes, normalize="true")
     with drawing():
         figure = Figure(figsize=(7.4, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -206,11 +198,3 @@ def _name_axes(figure: Figure, panels: Sequence[Axes], across: str, up: str) -> 
     figure.supylabel(up, fontsize=9)
     for axes in panels:
         axes.set_box_aspect(1)
-
-
-def _short(line: str) -> str:
-    return line.removesuffix(" (reference)")
-
-
-def _of(count: int) -> str:
-    return f", {count} runs" if count > 1 else ""
