@@ -266,6 +266,16 @@ def test_pixels_are_augmented_and_ready_images_when_asked(ready_augmented: bool,
             assert (straight < 60) == (mirrored > 10) == flips
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_neighbours_are_augmented_when_asked(
+    asked: bool, problem: Problem, handed: Callable[..., dict[str, Any]]
+) -> None:
+    flipping = replace(problem.request.forget, augment=("flip",))
+    its = replace(problem, request=replace(problem.request, forget=flipping))
+    seen = epoch_of(handed(its, retain=False, forget=False, adversarial_augmented=asked)["batches"])
+    assert (visits(*seen) == visits(problem.found.images, problem.found.labels)) is not asked
+
+
 # What is learned
 
 

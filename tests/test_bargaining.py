@@ -301,10 +301,18 @@ def test_released_weights_fall_back_on_small_opposed_gradients_and_say_so() -> N
     assert nash_weights(0.01, 2.0, -1e-3).outcome is Outcome.SOLVED
 
 
-@pytest.mark.parametrize("degenerate", [(0.0, 1.0, 0.0), (1.0, 1.0, -1.0), (math.inf, 1.0, math.nan)])
-def test_released_weights_fall_back_on_what_has_no_bargain(degenerate: tuple[float, float, float]) -> None:
-    weights = released_weights(*degenerate)
-    assert weights.outcome is Outcome.NOT_POSITIVE or min(weights[:2]) > 0
+@pytest.mark.parametrize(
+    "degenerate", [(0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.01, 0.01, -1.0), (math.inf, 1.0, math.nan)]
+)
+def test_released_weights_fall_back_where_they_are_not_positive(degenerate: tuple[float, float, float]) -> None:
+    assert released_weights(*degenerate) == (*FALLBACK, Outcome.NOT_POSITIVE)
+
+
+def test_released_weights_do_not_see_that_gradients_are_opposed() -> None:
+    weights = released_weights(1.0, 1.0, -1.0)
+    assert weights[:2] == pytest.approx((1e4 * 2**0.5,) * 2, rel=1e-5)
+    assert weights.outcome is Outcome.SOLVED
+    assert nash_weights(1.0, 1.0, -1.0).outcome is Outcome.OPPOSED
 
 
 @given(st.floats(1.0, 30.0), st.floats(1.0, 30.0), st.floats(-0.9, 0.9).filter(lambda c: abs(c) > 0.05))

@@ -1,5 +1,6 @@
 """MUNBa and SG-Unlearn as methods: what the games' mathematics becomes inside the loop."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,14 +15,16 @@ from torch import nn
 
 from unlearn.batches import Batch, Batches, shuffled
 from unlearn.checks import check_method
-from unlearn.data.images import as_model_input
+from unlearn.data.images import Images, as_model_input
+from unlearn.games import bargaining
 from unlearn.games.bargaining import Outcome, nash_weights
-from unlearn.games.follower import best_response_utility
+from unlearn.games.follower import Utility, best_response_utility
 from unlearn.lab import Lab
+from unlearn.layers import scope
 from unlearn.loop import DivergedError, cross_entropy
 from unlearn.masks import salient
-from unlearn.methods.munba import first_batches, rules, settle
-from unlearn.methods.sg_unlearn import fill, judged, outputs, problems
+from unlearn.methods.munba import first_batches, forget_batches, rules, settle
+from unlearn.methods.sg_unlearn import fill, judged, of_classes, outputs, pairs, problems
 from unlearn.session import session
 from unlearn.settings import SettingError
 from unlearn.streams import Streams
@@ -118,14 +121,46 @@ def test_every_aggregator_makes_a_model_of_its_own_and_writes_its_numbers_down(
         ("method.clip=null",),
         ("method.mask_share=0.5",),
         ("method.bargain=every_step",),
-        ("layers=last",),
     ],
 )
 def test_munbas_other_options_change_the_model(lab: Callable[..., Lab], words: tuple[str, ...]) -> None:
-    plain, _ = unlearned(lab(*MUNBA))
-    made = lab(*MUNBA, *words)
-    other = made.load(made.unlearned()) if words[0].startswith("layers") else unlearned(made)[0]
+    (plain, _), (other, _) = unlearned(lab(*MUNBA)), unlearned(lab(*MUNBA, *words))
     assert state_of(plain) != state_of(other)
+
+
+def test_every_aggregator_is_the_rule_of_its_name() -> None:
+    named = rules(1, 0.1)
+    assert named.keys() == {"nash", "released", "sum", "fixed", "mgda", "pcgrad", "imtl_g"}
+    answers = {name: rule(2.0, 0.5, -0.5) for name, rule in named.items()}
+    for name in ("nash", "released", "mgda", "pcgrad", "imtl_g"):
+        assert answers[name] == getattr(bargaining, f"{name}_weights")(2.0, 0.5, -0.5)
+    assert answers["sum"][:2] == (1, 1)
+    assert answers["fixed"][:2] == (1, 0.1)
+    assert len(set(answers.values())) == len(answers)
+
+
+@pytest.mark.parametrize(
+    ("forget_loss", "share"), [("random_label", (0.01, 0.3)), ("other_label", (0, 0)), ("ascent", (1, 1))]
+)
+def test_forget_batches_have_the_labels_that_their_loss_asks_for(
+    lab: Callable[..., Lab], forget_loss: str, share: tuple[float, float]
+) -> None:
+    request = lab(*SMALL).request(0)
+    images = as_model_input(request.forget.pixels, torch.device("cpu"))
+    true = {image.numpy().tobytes(): label for image, label in zip(images, request.forget.labels.tolist(), strict=True)}
+    assert len(true) == len(request.forget)
+    drawn = []
+    for epoch in range(2):
+        parts = list(forget_batches(request, Streams("test"), 50, forget_loss)(epoch))
+        labels = {
+            image.contiguous().numpy().tobytes(): label
+            for part in parts
+            for image, label in zip(part.images, part.labels.tolist(), strict=True)
+        }
+        assert labels.keys() == true.keys()
+        drawn.append(labels)
+        assert share[0] <= np.mean([labels[image] == its for image, its in true.items()]) <= share[1]
+    assert (drawn[0] == drawn[1]) is (forget_loss == "ascent")
 
 
 def forget_loss(lab: Lab, model: nn.Module) -> float:
@@ -182,6 +217,50 @@ def test_munba_moves_only_the_masks_entries(lab: Callable[..., Lab]) -> None:
     for name, parameter in original.named_parameters():
         assert torch.equal(parameter[~chosen[name]], after[name][~chosen[name]]), name
         assert not chosen[name].any() or not torch.equal(parameter[chosen[name]], after[name][chosen[name]]), name
+
+
+def test_players_bargain_over_what_a_mask_lets_move(two: tuple[nn.Module, Batch, Batch]) -> None:
+    model, retain, forget = two
+    parameters = list(model.parameters())
+    movable = [torch.rand(its.shape, generator=torch.Generator().manual_seed(1)) < 0.3 for its in parameters]
+    both = [
+        torch.cat(
+            [(part * kept).flatten() for part, kept in zip(gradients(model, loss), movable, strict=True)]
+        ).double()
+        for loss in (cross_entropy(model, retain), cross_entropy(model, forget))
+    ]
+    losses = (cross_entropy(model, retain), cross_entropy(model, forget))
+    _, numbers = settle(losses, parameters, rule=nash_weights, clip=None, movable=movable)
+    joint = torch.cat([its.grad.flatten() for its in parameters if its.grad is not None]).double()
+    expected = both[0] / both[0].norm() + both[1] / both[1].norm()
+    torch.testing.assert_close(joint, expected / expected.norm() * 2**0.5, rtol=1e-4, atol=1e-6)
+    assert numbers["cosine"] == pytest.approx(float(torch.cosine_similarity(*both, dim=0)), abs=1e-5)
+
+
+def test_the_released_code_would_bargain_over_all_entries(lab: Callable[..., Lab]) -> None:
+    one_step = (*SMALL, "method=munba", "method.epochs=1", "method.batch_size=2000")
+    cosine = {
+        (compat, mask): unlearned(lab(*one_step, f"method.compat={compat}", f"method.mask_share={mask}"))[1][0][
+            "cosine"
+        ]
+        for compat in ("null", "released")
+        for mask in ("null", 0.2)
+    }
+    assert cosine["null", "null"] == cosine["released", "null"] == cosine["released", 0.2] != cosine["null", 0.2]
+
+
+def test_munbas_mask_and_the_layers_scope_compose(lab: Callable[..., Lab]) -> None:
+    made = lab(*SMALL, "method=munba", "method.epochs=1", "method.mask_share=0.2", "layers=last")
+    original, after = made.load(made.original()), made.load(made.unlearned())
+    moved = {
+        name: int((before != now).sum())
+        for (name, before), now in zip(original.named_parameters(), after.parameters(), strict=True)
+    }
+    with scope(original, "last"):
+        trained = {name: its.numel() for name, its in original.named_parameters() if its.requires_grad}
+    assert 0 < len(trained) < len(moved)
+    assert not any(count for name, count in moved.items() if name not in trained)
+    assert sum(moved.values()) == round(0.2 * sum(trained.values()))
 
 
 def test_without_a_game_sg_unlearn_is_fine_tuning_bit_for_bit(lab: Callable[..., Lab]) -> None:
@@ -247,6 +326,53 @@ def test_every_option_of_the_game_makes_another_model_than_its_default(
     if option != "game=none":
         assert history[-1]["problems"] >= 1
         assert np.isfinite(history[-1]["utility"])
+
+
+@pytest.mark.parametrize("utility", ["hinge", "auc"])
+def test_the_auditors_step_descends_on_its_utility_over_all_pairs(lab: Callable[..., Lab], utility: Utility) -> None:
+    bare = ("method.momentum=0", "method.weight_decay=0", "method.attack_batch=50", "method.alpha=2")
+    made = lab(*RIDGE, *bare, "method.attack_step=0.5", f"method.utility={utility}")
+    (before, _), (after, history) = unlearned(lab(*RIDGE, *bare, "method.game=none")), unlearned(made)
+    request, streams = made.request(0), Streams("test")
+    forgotten, unseen = request.forget, of_classes(request.validation, request.forget)
+    batches = list(pairs(forgotten, unseen, streams, 50, True, True)(0))
+    counts = [len(part.labels) for part, _ in batches]
+    assert len(set(counts)) > 1
+
+    def mean_utility(model: nn.Module) -> torch.Tensor:
+        total = torch.zeros(())
+        for number, pair in enumerate(batches):
+            rows = torch.cat([outputs(model, part, "logits_and_loss") for part in pair])
+            labels = torch.cat([part.labels for part in pair])
+            member = torch.where(torch.arange(len(rows)) < counts[number], 1.0, -1.0)
+            seed = streams.seed("folds", 0, number) % 2**32
+            for train, held in problems(labels, member, False, 3, 0.3, seed, by_membership=True):
+                sides = [torch.isin(torch.arange(len(rows)), part)[None] for part in (train, held)]
+                reached, _ = best_response_utility(
+                    rows[None],
+                    member[None],
+                    *sides,
+                    auditor="hinge_l2",
+                    regularisation=0.1,
+                    utility=utility,
+                    direct=True,
+                    implicit=True,
+                    solver="closed",
+                )
+                total = total + reached.sum() * counts[number] / sum(counts) / (3 if utility == "auc" else len(rows))
+        return total
+
+    value = mean_utility(before.train())
+    assert history[-1]["utility"] == pytest.approx(value.item(), rel=1e-4)
+    rate = 0.5 * made.settings["method"]["lr"]
+    for old, new, gradient in zip(before.parameters(), after.parameters(), gradients(before, 2 * value), strict=True):
+        torch.testing.assert_close((old - new) / rate, gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max()))
+    assert mean_utility(after.train()) < value
+
+
+def test_a_game_that_diverges_says_so(lab: Callable[..., Lab]) -> None:
+    with pytest.raises(DivergedError, match="an auditor would see are not finite"):
+        unlearned(lab(*RIDGE, "method.lr=1e30"))
 
 
 @pytest.mark.parametrize("solver", ["cvxpylayers", "cvxpylayers_tight"])
@@ -344,14 +470,40 @@ def test_without_a_weight_the_passes_remain_and_q4_drops_them(lab: Callable[...,
     assert state_of(unlearned(lab(*words, "method.alpha=0", "method.compat=[Q4]"))[0]) == state_of(fine_tuned)
 
 
+def seen_by_auditors(made: Lab) -> tuple[Counter[int], Counter[int]]:
+    """How many images of each class the game is given, the forgotten and the unseen ones."""
+    given: list[Images] = []
+
+    def noted(forgotten: Images, unseen: Images, *others: Any) -> Batches:
+        given.extend((forgotten, unseen))
+        return pairs(forgotten, unseen, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unlearn.methods.sg_unlearn.pairs", noted)
+        unlearned(made)
+    forgotten, unseen = (Counter(its.labels.tolist()) for its in given)
+    return forgotten, unseen
+
+
 def test_auditors_see_only_unseen_images_of_the_forgotten_classes(lab: Callable[..., Lab]) -> None:
     made = lab(*SMALL, "method=sg_unlearn", "method.epochs=1", "scenario=class_wise", "method.per_class=false")
+    validation = made.data.validation
+    unseen = int((validation.labels == 0).sum())
+    assert 0 < unseen < len(validation)
+    assert seen_by_auditors(made) == (Counter({0: len(made.forget)}), Counter({0: unseen}))
     _, history = unlearned(made)
     assert history[-1]["one_membership"] == 0
-    others = made.data.validation[(made.data.validation.labels != 0).nonzero().flatten()]
-    made.data = replace(made.data, validation=others)
+    made.data = replace(made.data, validation=validation[(validation.labels != 0).nonzero().flatten()])
     with pytest.raises(SettingError, match="unseen"):
         check_method(made)
+
+
+def test_forgotten_images_of_a_class_without_unseen_ones_are_not_in_the_game(lab: Callable[..., Lab]) -> None:
+    made = lab(*SMALL, "method=sg_unlearn", "method.epochs=1", "scenario=class_wise", "scenario.classes=[0,1]")
+    validation = made.data.validation
+    made.data = replace(made.data, validation=validation[(validation.labels != 1).nonzero().flatten()])
+    forgotten, unseen = seen_by_auditors(made)
+    assert forgotten.keys() == unseen.keys() == {0}
 
 
 @pytest.mark.parametrize(

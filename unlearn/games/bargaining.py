@@ -119,8 +119,9 @@ def released_weights(norm_r: float, norm_f: float, cosine: float) -> Weights:
     """The bargain as MUNBa's code computes it: the quartic's root in float32, 1e-8 added to both denominators.
 
     The same as `nash_weights` for gradients of norm 1 and above. Small or nearly orthogonal ones drown in the 1e-8: the
-    weights are then wrong by orders of magnitude, or not positive, where the code falls back without saying so. Here
-    the Gram matrix is computed in double precision and rounded once.
+    weights are then wrong by orders of magnitude, or not positive, where the code falls back without saying so. That is
+    its only fallback: opposed unit gradients get weights of 14142 each, which cancel, and count as `SOLVED`. Here the
+    Gram matrix is computed in double precision and rounded once.
     """
     one, tiny = np.float32(1), np.float32(1e-8)
     with np.errstate(all="ignore"):

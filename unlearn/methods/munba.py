@@ -14,6 +14,9 @@ Deviations from the released code:
 - Two backward passes a step instead of three, which gives the same gradients.
 - A forget set longer than the retained one crashes the released loop; here the retained batches lead and forget batches
   beyond them are met in the next pass (`bargain: every_step`) or not at all (`first_batches`).
+- With a mask the players bargain over the entries that move, as with a layer scope over the parameters that do; the
+  released code, which has a place for a mask and no mask, would bargain over all and filter the clipped step
+  (`compat: released`).
 
 `bargain: first_batches` is the released schedule: the forget set is met once at the start of each epoch, and plain
 fine-tuning on the rest of the retained images, without clipping, follows. How much of the outcome is owed to that
@@ -22,7 +25,7 @@ code has random labels with the true one allowed (`random_label`), and the ascen
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
@@ -86,6 +89,7 @@ def munba(
         return cross_entropy(model, batch[0]), sign * cross_entropy(model, batch[1])
 
     rule = rules(retain_weight, forget_weight)["released" if compat else aggregator]
+    mask = None if mask_share is None else salient(model, request.forget, mask_share)
     return fit(
         model,
         paired(retain, forget) if bargain == "every_step" else first_batches(retain, forget),
@@ -95,8 +99,8 @@ def munba(
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
-        backward=partial(settle, rule=rule, clip=clip),
-        mask=None if mask_share is None else salient(model, request.forget, mask_share),
+        backward=partial(settle, rule=rule, clip=clip, movable=None if compat or not mask else list(mask.values())),
+        mask=mask,
     )
 
 
@@ -114,15 +118,24 @@ def rules(retain_weight: float, forget_weight: float) -> dict[str, Callable[[flo
 
 
 def settle(
-    losses: Any, parameters: list[nn.Parameter], *, rule: Callable[[float, float, float], Weights], clip: float | None
+    losses: Any,
+    parameters: list[nn.Parameter],
+    *,
+    rule: Callable[[float, float, float], Weights],
+    clip: float | None,
+    movable: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Mapping[str, float]]:
     """Set the gradients to what two losses settle on; a single loss is plain descent, without clipping.
 
+    Of each parameter only the entries that are `movable`, all by default, have a say and a gradient.
     Raises `DivergedError` for a player whose gradient is not finite: no weights make a step of it.
     """
     if not isinstance(losses, tuple):
         return descend(losses, parameters)
     first, second = (list(torch.autograd.grad(loss, parameters, materialize_grads=True)) for loss in losses)
+    for gradients in (first, second) if movable else ():
+        for gradient, kept in zip(gradients, movable or (), strict=True):
+            gradient.mul_(kept)
     gram = bargaining.gram(first, second)
     weights = rule(*gram)
     if not math.isfinite(gram.cosine):

@@ -23,7 +23,11 @@ all of them:
   augments the forget images that the auditor sees and not the unseen ones, so that augmentation tells them apart.
 Q2, a cosine schedule that is undone after every step, can be named and has no effect to bring back; Q7, a max-pool in
 the stem, is the model's business. The released class-wise script has no game at all: every auditor there sees a single
-membership.
+membership. Clean whatever `compat` says, as these are no quirks by name: unseen images are of forgotten classes only,
+forget images of a class without any are not in the game, and a stratum of one row is in no fold.
+
+The curves show the mean utility over a step's pairs, and how many problems of a step were out of the ordinary
+(`follower.Info`; the paper's `solver` counts the general ones alone).
 """
 
 from collections import defaultdict
@@ -41,8 +45,9 @@ from unlearn.batches import Batch, Batches, shuffled
 from unlearn.data.images import Images
 from unlearn.games.follower import Auditor, Solver, Utility, best_response_utility
 from unlearn.games.neural_auditor import Network
-from unlearn.loop import autocast, cross_entropy, descend, fit, train_mode
+from unlearn.loop import DivergedError, autocast, cross_entropy, descend, fit, train_mode
 from unlearn.request import Request
+from unlearn.session import current
 from unlearn.settings import Count, NotNegative, Positive, Probability, SettingError, Share
 from unlearn.streams import Streams
 
@@ -104,17 +109,18 @@ def sg_unlearn(
 
     A pair is `attack_batch` forget images and as many unseen ones; `attack_step` is the learning rate of its step as a
     multiple of `lr`; `folds` auditors, for each class if `per_class`, are fitted on all but a `fold_share` of its rows
-    and judged on that.
+    and judged on that, or on a row of each stratum (class and membership) where that is more. Raises `DivergedError`
+    when what an auditor would see is not finite.
     """
     quirks: set[str] = set(get_args(Released) if compat == "released" else compat or [])
     augmented = augmented and "Q6" not in quirks
-    classes = request.forget.labels.unique()
-    unseen = request.validation[torch.isin(request.validation.labels, classes).nonzero().flatten()]
-    smaller = min(len(request.forget), len(unseen))
+    # Of the same classes both, or an auditor of all rows would tell them apart by class
+    forgotten, unseen = of_classes(request.forget, request.validation), of_classes(request.validation, request.forget)
+    smaller = min(len(forgotten), len(unseen))
     retain = shuffled(request.retain, batch_size, streams, augmented=augmented)
     if alpha == 0:
         game = "none" if "Q4" in quirks or game == "none" else "passes"
-    audits = pairs(request, unseen, streams, attack_batch, augmented, augmented and "Q6_svhn" not in quirks)
+    audits = pairs(forgotten, unseen, streams, attack_batch, augmented, augmented and "Q6_svhn" not in quirks)
     if game == "none":
         audits = Batches(0, lambda epoch: iter(()))
     network = partial(
@@ -155,18 +161,25 @@ def sg_unlearn(
         return scored(model, batch)
 
     def scored(model: nn.Module, batch: tuple[Pair, ...]) -> Iterator[tuple[Tensor, float, Mapping[str, int]]]:
-        """One pair's loss at a time, so that only one graph is held, its utility, and counts that may still grow."""
+        """One pair's loss at a time, so that only one graph is held, its share of the mean utility, and counts.
+
+        The counts may still grow in the backward pass.
+        """
+        images = sum(len(forget.labels) for forget, _ in batch)
         for forget, other in batch:
             here = (place["epoch"], place["pair"])
             place["pair"] += 1
             rows = torch.cat([outputs(model, part, features) for part in (forget, other)])
+            if not rows.isfinite().all():
+                raise DivergedError(f"{current().label}: the outputs that an auditor would see are not finite")
             labels = torch.cat([forget.labels, other.labels])
             member = torch.cat([torch.ones(len(forget.labels)), -torch.ones(len(other.labels))]).to(rows)
             seed = streams.seed("folds", *here) % 2**32
             chosen = problems(labels, member, per_class, folds, fold_share, seed, by_membership="Q5" not in quirks)
             ours = network(generator=streams("auditor", *here)) if auditor == "neural" else None
             reached, counts = judged(rows, member, chosen, partial(answers, network=ours), mean=utility != "hinge")
-            yield alpha * reached * (len(forget.labels) / smaller), reached.item(), counts
+            count = len(forget.labels)
+            yield alpha * reached * (count / smaller), reached.item() * (count / images), counts
 
     def backward(loss: Any, parameters: list[nn.Parameter]) -> tuple[Tensor, Mapping[str, float]]:
         if isinstance(loss, Tensor):
@@ -204,15 +217,20 @@ def sg_unlearn(
     )
 
 
+def of_classes(images: Images, others: Images) -> Images:
+    """Those of `images` whose class is among that of `others`."""
+    return images[torch.isin(images.labels, others.labels).nonzero().flatten()]
+
+
 def pairs(
-    request: Request, unseen: Images, streams: Streams, size: int, augmented: bool, unseen_augmented: bool
+    forgotten: Images, unseen: Images, streams: Streams, size: int, augmented: bool, unseen_augmented: bool
 ) -> Batches:
     """Forget batches beside unseen ones of the same size, each set shuffled, until the smaller is through."""
-    size = min(size, len(request.forget), len(unseen))
-    forget = shuffled(request.forget, size, streams.child("forget"), augmented=augmented)
+    size = min(size, len(forgotten), len(unseen))
+    forget = shuffled(forgotten, size, streams.child("forget"), augmented=augmented)
     # Unseen images are augmented as forgotten ones are, or the augmentation would tell them apart.
     other = shuffled(
-        replace(unseen, augment=request.forget.augment), size, streams.child("unseen"), augmented=unseen_augmented
+        replace(unseen, augment=forgotten.augment), size, streams.child("unseen"), augmented=unseen_augmented
     )
 
     def epoch(number: int) -> Iterator[Pair]:
