@@ -31,7 +31,7 @@ from unlearn.settings import SettingError
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    """One configuration in, one audited row out; returns the objective, for sweepers: NaN if the method diverged."""
+    """One configuration in, one audited row out; returns the objective, for sweepers: NaN if it has no value."""
     job = HydraConfig.get()
     progress = Progressing()
     try:
@@ -54,7 +54,7 @@ def main(cfg: DictConfig) -> float | None:
         raise
     finally:
         progress.close()
-    return document["metrics"]["unlearned"].get(lab.settings["objective"], math.nan)
+    return document["metrics"]["unlearned"].get(lab.settings["objective"] or "average_gap", math.nan)
 
 
 if __name__ == "__main__":

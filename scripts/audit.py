@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from unlearn.checks import check_auditors
 from unlearn.configuration import composed
 from unlearn.foreign import OPTIONS, Foreign
 from unlearn.lab import ROLES
@@ -55,14 +56,22 @@ def main() -> None:
         for word in options.words:
             if not word.startswith("auditor"):
                 raise SettingError("words", word, "must be about auditors: auditor=[...] or auditor.NAME.KEY=VALUE")
+        if options.out and not options.out.parent.is_dir():
+            raise SettingError("--out", options.out, "must be a file in a folder that exists")
         settings, _ = composed([DEFAULT, *options.words])
         auditors = {name: build(its, f"auditor.{name}") for name, its in settings.get("auditor", {}).items()}
         lab = Foreign({kind: getattr(options, kind) for kind in OPTIONS}, auditors, options.seed)
+        check_auditors(lab)
         roles = [role for role in ("original", "independent", *ROLES[1:]) if getattr(options, role)]
         metrics: dict[str, dict[str, float]] = {role: {} for role in roles}
         for role in roles:
             for name in auditors:
-                metrics[role] |= lab.audit(name, lab.subject(role))
+                try:
+                    metrics[role] |= lab.audit(name, lab.subject(role))
+                except SettingError as error:
+                    if role == "unlearned":
+                        raise
+                    print(f"{name} says nothing of the {role} model: {error}", file=sys.stderr)
     except SettingError as error:
         sys.exit(f"error: {error}")
     if options.out:

@@ -194,18 +194,19 @@ def main() -> None:
     parser.add_argument("name", choices=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--root", type=Path, help="default: UNLEARN_DATA, or data")
     chosen = parser.parse_args()
-    settings = OmegaConf.load(CONF / f"{chosen.name}.yaml")
-    folder = (chosen.root or Path(settings.root)).expanduser() / chosen.name
+    name = getattr(importlib.import_module(f"unlearn.data.{chosen.name}"), "FILES_OF", chosen.name)
+    settings = OmegaConf.load(CONF / f"{name}.yaml")
+    folder = (chosen.root or Path(settings.root)).expanduser() / name
     try:
-        print(f"{chosen.name}: already in {folder}, {verify(folder, settings.sha256)}")
+        print(f"{name}: already in {folder}, {verify(folder, settings.sha256)}")
     except REFUSED:
         try:
             with disk.leased(folder):
-                if not fetch(chosen.name, folder, settings.sha256):
-                    official = ", ".join(importlib.import_module(f"unlearn.data.{chosen.name}").ARCHIVES)
-                    sys.exit(f"{chosen.name}: no source had it; put {official} into {folder} by hand")
+                if not fetch(name, folder, settings.sha256):
+                    official = ", ".join(importlib.import_module(f"unlearn.data.{name}").ARCHIVES)
+                    sys.exit(f"{name}: no source had it; put {official} into {folder} by hand")
         except LostLeaseError as error:
-            sys.exit(f"{chosen.name}: {error}")
+            sys.exit(f"{name}: {error}")
 
 
 if __name__ == "__main__":

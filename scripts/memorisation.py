@@ -47,8 +47,8 @@ def by_references(lab: Lab, count: int) -> Floats:
 
 
 def official(lab: Lab, scores: Floats) -> Floats:
-    """Scores of training images in the official order, nan for the validation part."""
-    result = np.full(len(lab.data.train) + len(lab.data.validation), np.nan)
+    """Scores of training images in the official order, nan for those that are not trained on."""
+    result = np.full(lab.data.official_count, np.nan)
     result[lab.data.train_index.numpy()] = scores
     return result
 

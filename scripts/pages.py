@@ -171,17 +171,15 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def command(it: Entry) -> str:
-    """What runs it: an auditor together with those whose metrics it builds on, and an objective that one measures."""
+    """What runs it: an auditor together with those whose metrics it builds on."""
     if it.group == "method":
         needed = [f" method.{own.name}=FILE" for own in it.settings if own.default == "???"]
         return f"python run.py method={it.name}{''.join(needed)}"
     owners = {metric.name: other.name for other in entries("auditor") for metric in other.module.METRICS}
     words = re.findall(r"[\w.]+", " ".join(setting.default for setting in it.settings))
     names = [*sorted({owners[word] for word in words if word in owners} - {it.name}), it.name]
-    objective = OmegaConf.select(OmegaConf.load(ROOT / "conf" / "config.yaml"), "objective")
-    asked = "" if owners.get(objective) in names else f" objective={it.module.METRICS[0].name}"
     scenario = f" scenario={it.module.SCENARIO}" if hasattr(it.module, "SCENARIO") else ""
-    return f"python run.py auditor=[{','.join(names)}]{asked}{scenario}"
+    return f"python run.py auditor=[{','.join(names)}]{scenario}"
 
 
 def setting_table(it: Entry) -> str:

@@ -8,12 +8,14 @@ command continues where it stopped, and a larger `--count` keeps the models that
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 
 from unlearn.configuration import composed
 from unlearn.lab import Lab
+from unlearn.loop import DivergedError
 from unlearn.report.terminal import Progressing
 from unlearn.settings import Count, SettingError, check
 
@@ -35,7 +37,9 @@ def several(jobs: int) -> int:
     started = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}) for _ in range(jobs)]
     try:
         return max(abs(process.wait()) for process in started)
-    except KeyboardInterrupt:  # which they have been sent too
+    except KeyboardInterrupt:  # which they have been sent too, if it came from the keyboard
+        for process in started:
+            process.terminate()
         for process in started:
             process.wait()
         raise
@@ -56,7 +60,7 @@ def main() -> None:
         began = time.perf_counter()
         count = sum(1 for _ in lab.references(options.count))
         print(f"{count} reference models in {lab.store.root}, after {time.perf_counter() - began:.1f} s")
-    except SettingError as error:
+    except (SettingError, DivergedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -66,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends as after Ctrl-C
     main()

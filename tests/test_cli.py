@@ -391,7 +391,7 @@ REFUSALS = {
     "negative split": (["split=-1"], "split=-1", "greater than or equal to 0"),
     "no such mirror": (["wandb.mode=nope"], "wandb.mode=nope", "'offline', 'online' or 'disabled'"),
     "neither true nor false": (["deterministic=maybe"], "deterministic=maybe", "boolean"),
-    "no auditor": (["auditor=[]"], "objective=average_gap", "not measured"),
+    "no auditor": (["auditor=[]"], "auditor=[]", "must be one of the choices in conf/auditor"),
     "no data": (["dataset=null"], "dataset=null", "must be one of the choices in conf/dataset"),
     "no model": (["model=null"], "model=null", "must be one of the choices in conf/model"),
     "no training": (["train=Null"], "train=Null", "must be one of the choices in conf/train"),
@@ -452,9 +452,13 @@ REFUSALS = {
     "setting of the model": (["model.widths=[0]"], "model.widths", "greater than 0"),
     "setting of an auditor": (["auditor.loss_attack.test_share=1"], "auditor.loss_attack.test_share=1", "less than 1"),
     "objective nobody measures": (["objective=nope"], "objective=nope", "forget_accuracy"),
-    "objective not measured here": (["auditor=[accuracy]"], "objective=average_gap", "test_accuracy"),
+    "objective not measured here": (["auditor=[accuracy]", "objective=mia"], "objective=mia", "test_accuracy"),
     "gap of nothing measured": (["auditor=[gap]"], "auditor.gap.metrics=forget_accuracy", "not measured"),
     "gap of an interval's end": (["auditor.gap.metrics=[test_accuracy_low]"], "test_accuracy_low", "not measured"),
+    "gap of whole classes": (
+        ["auditor.gap.metrics=[test_accuracy_forgotten_classes]"],
+        "auditor.gap.metrics=test_accuracy_forgotten_classes", "no class is wholly forgotten",
+    ),
     "gap over nothing": (["auditor.gap.metrics=[]"], "auditor.gap.metrics=[]", "at least"),
     "validation part needed": (
         ["method=gradient_ascent", "method.until_validation=true", "dataset.validation=0"],
@@ -704,7 +708,7 @@ def test_a_multirun_has_a_group_and_a_run_for_each_row(command: Commands) -> Non
 def test_a_mirror_that_cannot_be_written_fails_nothing(command: Commands, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words = (*TINY, "method=none", "store=unmirrored", "wandb.mode=offline", f"wandb.dir={tmp_path / 'file' / 'below'}")
-    finished = command(*words, "auditor=[accuracy]", "objective=test_accuracy")
+    finished = command(*words, "auditor=[accuracy]")  # nothing of it is the default objective
     row = row_of(finished, command.folder)
     assert f"wandb: row {row['id']} was not mirrored" in finished.err
     assert not (command.folder / "unmirrored" / "wandb").exists()

@@ -533,7 +533,12 @@ def test_folders_and_settings_never_share_arrays(tmp_path: Path) -> None:
     read("image_folder", root, path=str(tmp_path / "link"), size=8)
     assert len(list(root.iterdir())) == 4
     picture(one / "ant" / "new.png")
-    assert len(read("image_folder", root, path=str(one), size=8, validation=0).train) == 17
+    before = read("image_folder", root, path=str(one), size=8, validation=0)
+    assert len(before.train) == 17
+    os.utime(one / "ant" / "new.png", (1, 1))  # another image under the same name has another time or size
+    assert len(list(root.iterdir())) == 5
+    assert read("image_folder", root, path=str(one), size=8, validation=0).content == before.content
+    assert len(list(root.iterdir())) == 6
 
 
 def test_unusable_folders_are_told(tmp_path: Path) -> None:
@@ -705,18 +710,21 @@ def test_fetch_refuses_wrong_content_and_goes_on(
     assert read("cifar100", tmp_path, sha256=sha256).class_count == 3
 
 
-def test_fetch_writes_under_the_lease_of_the_arrays_and_says_when_it_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked", "files"), [("cifar100", "cifar100"), ("cifar10_small", "cifar10")])
+def test_fetch_writes_where_the_loader_reads_under_a_lease_and_says_when_it_is_lost(
+    asked: str, files: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slept(name: str, folder: Path, sha256: Any) -> bool:
+        assert name == files
         assert (folder / "arrays.lease.0").exists()
         raise LostLeaseError("it was taken over by elsewhere:7")
 
     monkeypatch.setattr(fetch_data, "fetch", slept)
-    monkeypatch.setattr(sys, "argv", ["fetch_data.py", "cifar100", "--root", str(tmp_path)])
-    with pytest.raises(SystemExit, match="cifar100: it was taken over by elsewhere:7"):
+    monkeypatch.setattr(sys, "argv", ["fetch_data.py", asked, "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"{files}: it was taken over by elsewhere:7"):
         fetch_data.main()
-    assert list((tmp_path / "cifar100").iterdir()) == []
+    assert [folder.name for folder in tmp_path.iterdir()] == [files]
+    assert list((tmp_path / files).iterdir()) == []
 
 
 def test_a_client_that_fails_is_one_line() -> None:
@@ -791,5 +799,6 @@ def test_cifar10_small_is_a_share_of_every_part_and_class_and_always_the_same(tm
 
 def test_cifar10_small_keeps_no_part_empty(tmp_path: Path) -> None:
     disk.write(tmp_path / "cifar10", small())
+    assert len(read("cifar10_small", tmp_path, sha256={}, share=0.5, validation=0).validation) == 0  # it was before
     with pytest.raises(SettingError, match=r"dataset\.share=0\.001: leaves no image of the train part"):
         read("cifar10_small", tmp_path, sha256={}, share=0.001)

@@ -140,6 +140,21 @@ def test_models_that_were_not_given_are_named(trained: Lab, files: dict[str, lis
     assert done.stderr.startswith("error: words=method=none: must be about auditors")
 
 
+def test_the_script_refuses_what_an_auditor_refuses_and_leaves_out_what_is_not_known(
+    files: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    given = {"logits": files["unlearned"], "retrained": files["retrained"], "references": files["references"]}
+    done = audited(["auditor=[lira]", "auditor.lira.references=2"], **given)
+    assert done.stderr.startswith("error: auditor.lira.references=2: must be at least 4")
+    done = audited(["auditor=[interclass_confusion]"], **given)
+    assert done.stderr.startswith("error: auditor=interclass_confusion: needs scenario=confusion")
+    done = audited(["auditor=[accuracy,cost]"], out=[tmp_path / "numbers.json"], **given)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "numbers.json").read_text())["refused"]["seconds"].startswith("is not known")
+    done = audited(["auditor=[accuracy]"], out=[tmp_path / "nowhere" / "numbers.json"], **given)
+    assert done.stderr.startswith("error: --out=")
+
+
 def test_a_members_column_of_another_length_is_refused(trained: Lab, tmp_path: Path) -> None:
     shadow = next(trained.references(2))
     file = written(tmp_path, "short", shadow, test_members=np.ones(3, bool))

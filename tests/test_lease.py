@@ -187,6 +187,27 @@ def test_whoever_stood_still_does_not_take_what_is_held(tmp_path: Path, monkeypa
         assert leases.PATIENCE <= clock[0] - clock[1] < leases.PATIENCE + 1
 
 
+@pytest.mark.parametrize("ignoring", [True, False])
+def test_whoever_loses_a_lease_is_interrupted_also_where_ctrl_c_is_ignored(
+    ignoring: bool, tmp_path: Path, quick: None
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignoring else signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as in run.py
+
+    def hold() -> None:
+        with Lease(tmp_path, "thing", nobody):
+            lease_of_another(tmp_path, generation=1)
+            time.sleep(20)
+
+    try:
+        with pytest.raises((KeyboardInterrupt, LostLeaseError)):
+            hold()
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
 def test_every_beat_reaches_the_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     for name in ("pwrite", "fsync"):

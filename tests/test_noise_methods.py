@@ -473,6 +473,20 @@ def test_lotus_heats_by_what_the_student_still_knows_better_and_stops_when_it_do
     assert {line["lr"] for line in its.history} == {0.01}
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_lotus_aims_at_what_a_retrained_model_knows_of_classes_that_go_wholly(whole: bool, problem: Problem) -> None:
+    train, scenario = problem.lab.data.train, problem.request
+    forget = train.labels == 3
+    kept = (~forget).nonzero().flatten()
+    if not whole:
+        kept = torch.cat([kept, forget.nonzero().flatten()[:1]])
+    request = replace(scenario, forget=train[forget.nonzero().flatten()], retain=train[kept])
+    with session() as its:
+        problem.unlearned("lotus", request=request, epochs=1, alpha=2.0)
+    known, unseen = (accuracy(problem.original(), part) for part in (request.forget, request.validation))
+    assert its.history[0]["temperature"] == pytest.approx(np.exp(2 * (known - (0 if whole else unseen))))
+
+
 def test_lotus_leaves_a_model_that_knows_the_forget_set_worse_as_it_is(problem: Problem) -> None:
     train = problem.lab.data.train
     wrong = torch.from_numpy(logits(problem.original(), train).argmax(1)) != train.labels

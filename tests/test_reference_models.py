@@ -17,6 +17,7 @@ from torch import nn
 
 from unlearn import lab as labs
 from unlearn.auditors import accuracy as accuracy_file
+from unlearn.data import disk
 from unlearn.data.images import Images
 from unlearn.lab import ROLES, Lab
 from unlearn.lease import Lease
@@ -80,7 +81,7 @@ def test_references_are_trained_on_complementary_halves_of_training_and_test_ima
         assert not reference.members["validation"].any()
         for part in (*PARTS, "validation"):
             assert len(reference.members[part]) == len(getattr(reference, part))
-    numbers = torch.cat([made_by.data.train_index, torch.arange(len(made_by.data.test)) + made_by._official_count()])
+    numbers = torch.cat([made_by.data.train_index, torch.arange(len(made_by.data.test)) + made_by.data.official_count])
     pool = made_by.data.train.joined(made_by.data.test)
     for number, images in enumerate(seen):  # the numbers that the store keeps beside each model are its images'
         kept = np.load(made_by._shadow(number).original().folder / "half.npy")
@@ -91,6 +92,28 @@ def test_references_are_trained_on_complementary_halves_of_training_and_test_ima
     assert (references[0].members["retain"] != references[2].members["retain"]).any()
     everything = pictures(made_by.data.train) + pictures(made_by.data.test)
     assert sorted(pictures(seen[0]) + pictures(seen[1])) == sorted(everything)
+
+
+def test_a_share_of_a_data_set_keeps_the_numbers_of_the_whole(lab: Labs, tmp_path: Path) -> None:
+    draw, labels = np.random.default_rng(0), np.arange(180) % 3
+    images = {f"{part}_images": draw.integers(0, 256, (180, 8, 8, 3), dtype=np.uint8) for part in ("train", "test")}
+    disk.write(tmp_path / "cifar10", images | {"train_labels": labels, "test_labels": labels})
+    unchecked = (f"dataset.sha256.{kind}=null" for kind in disk.NAMES)
+    words = (f"dataset.root={tmp_path}", "dataset.share=0.5", *unchecked)
+    its = lab(*SHORT, "dataset=cifar10_small", *words)
+    assert its.data.official_count == 180 > len(its.data.train) + len(its.data.validation)
+    first, second = its.references(2)
+    for part in PARTS:
+        assert (first.members[part] ^ second.members[part]).all()
+    halves = [np.load(its._shadow(number).original().folder / "half.npy") for number in range(2)]
+    assert np.concatenate(halves).size == np.unique(np.concatenate(halves)).size
+    np.save(tmp_path / "named.npy", its.data.train_index[-7:].numpy())
+    named = lab(*SHORT, "dataset=cifar10_small", *words, "scenario=indices", f"scenario.file={tmp_path / 'named.npy'}")
+    assert torch.equal(named.data.train_index[named.forget], its.data.train_index[-7:])
+    out = sorted(set(range(180)) - set(its.data.train_index.tolist()))
+    np.save(tmp_path / "named.npy", out)
+    with pytest.raises(SettingError, match=r"of the validation part or of what dataset\.share leaves out"):
+        lab(*SHORT, "dataset=cifar10_small", *words, "scenario=indices", f"scenario.file={tmp_path / 'named.npy'}")
 
 
 def test_references_are_shared_by_seeds_splits_scenarios_and_methods_and_can_be_extended(lab: Labs) -> None:
@@ -106,6 +129,27 @@ def test_references_are_shared_by_seeds_splits_scenarios_and_methods_and_can_be_
     assert len(made(first, "originals")) == 4
     list(lab(*SHORT, "train.lr=0.05").references(2))
     assert len(made(first, "originals")) == 6
+
+
+def test_an_independent_retrain_is_made_again_as_the_contestant_that_it_is(lab: Labs) -> None:
+    its, retraining = lab(*SHORT), lab("train.epochs=1", "auditor=[accuracy]", "method=retrain")
+
+    def made_again(here: Lab, role: str) -> list[bytes]:
+        return [subject.test.logits.tobytes() for subject in here.repeats(role, 2, same_original=False)]
+
+    independent = made_again(its, "independent")
+    assert independent == made_again(retraining, "unlearned")
+    # What it is held against are other models, or an audit that compares the two sets could not fail
+    assert not set(independent) & set(made_again(its, "retrained"))
+
+
+def test_an_audit_is_made_again_when_what_it_builds_on_builds_on_something_else(lab: Labs) -> None:
+    words = ("auditor=[accuracy,loss_attack,mia_svc,composite,gap]", "train.epochs=1", "method.epochs=1")
+    words += ("auditor.gap.metrics=[composite_nomus]", "objective=average_gap")
+    first, second = lab(*words), lab(*words, "auditor.loss_attack.folds=3")
+    keys = [its._audited("gap", its.subject("unlearned")).key for its in (first, second)]
+    assert "loss_attack" in str(first.auditors["composite"].keywords["metrics"])
+    assert keys[0] != keys[1]
 
 
 def test_a_reference_is_no_original_of_any_seed(lab: Labs) -> None:

@@ -317,6 +317,10 @@ def test_one_setting_of_a_stage_can_be_changed_on_the_command_line(lab: Callable
 # Refusals
 
 
+def test_a_single_stage_may_look_at_the_whole_request(lab: Callable[..., Lab]) -> None:
+    assert lab("method=rum", "method.stages=[{method: amnesiac,variant: exact}]").forget.numel()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -324,6 +328,15 @@ def test_one_setting_of_a_stage_can_be_changed_on_the_command_line(lab: Callable
         (["method.stages=[{method: finetune,lr: abc}]"], r"^method\.stages\.0\.lr=abc: "),
         (["method.stages=[{method: none},{method: nothing}]"], r"^method\.stages\.1\.method=nothing: must be one of "),
         (["method.stages=[{method: rum}]"], r"^method\.stages\.0\.method=rum: must be one of "),
+        (["method.stages=[{method: sisa}]"], r"^method\.stages\.0\.method=sisa: .* it follows train=sisa alone"),
+        (
+            ["method.stages=[{method: none},{method: amnesiac,variant: exact}]"],
+            r"^method\.stages\.1\.variant=exact: looks at the whole request",
+        ),
+        (
+            ["method.stages=[{method: amun,neighbours_of: current},{method: none}]"],
+            r"^method\.stages\.0\.neighbours_of=current: looks at the whole request",
+        ),
         (["method.stages=[{lr: 0.1}]"], r"^method\.stages\.0\.method=None: must be one of "),
         (["method.stages=[{method: none,lr: 0.1}]"], r"^method\.stages\.0\.lr=0\.1: is not a setting of none"),
         (["method.stages=[{method: salun,learning: 1}]"], r"^method\.stages\.0\.learning=1: .* has epochs, batch_size"),

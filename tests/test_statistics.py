@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import norm, permutation_test, spearmanr, ttest_1samp
+from scipy.stats import norm, permutation_test, spearmanr, t, ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from unlearn.statistics import (
@@ -225,7 +225,9 @@ def test_difference_and_interval_equal_a_sum_over_pairs() -> None:
     one, two = placements(*first), placements(*second)
     a = [x - y for x, y in zip(one[0], two[0], strict=True)]
     b = [x - y for x, y in zip(one[1], two[1], strict=True)]
-    half = 1.959963984540054 * math.sqrt(variance(a) / 30 + variance(b) / 40)
+    parts = variance(a) / 30, variance(b) / 40
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 29 + parts[1] ** 2 / 39)
+    half = t.ppf(0.975, freedom) * math.sqrt(sum(parts))
     measured = auc_difference(first, second, "x")
     assert measured["x"] == pytest.approx(sum(a) / 30, abs=1e-12)
     assert measured["x_low"] == pytest.approx(sum(a) / 30 - half, abs=1e-9)
@@ -256,6 +258,18 @@ def test_95_percent_of_paired_intervals_contain_the_true_difference(shift: float
         measured = auc_difference(*paired(seed, shift), "x")
         contained += measured["x_low"] <= truth <= measured["x_high"]
     assert COVERAGE[0] <= contained / REPETITIONS <= COVERAGE[1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_of_few_forgotten_images_an_exact_retrain_is_told_apart_as_seldom_as_of_many(count: int) -> None:
+    draw, contained = np.random.default_rng(count), 0
+    for _ in range(REPETITIONS):
+        # An image that neither model has seen is as hard as its own nature and the model's whim make it
+        images = [draw.normal(0, 1, its) for its in (count, 300)]
+        first, second = ([image + draw.normal(0, 1, len(image)) for image in images] for _ in range(2))
+        measured = auc_difference((first[0], first[1]), (second[0], second[1]), "x")
+        contained += measured["x_low"] <= 0 <= measured["x_high"]
+    assert contained / REPETITIONS >= COVERAGE[0]
 
 
 def test_pairing_narrows_the_interval() -> None:

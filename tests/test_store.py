@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -511,24 +512,27 @@ def test_two_processes_make_a_thing_once_and_the_waiting_one_says_for_whom(root:
     assert errors == ""
 
 
-def test_a_killed_maker_frees_its_lock_and_leaves_its_checkpoints(root: Path) -> None:
+def test_a_killed_maker_frees_its_lock_and_leaves_its_checkpoints(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = other_process(root, "time.sleep(3600)")
     assert other.stdout is not None
     assert other.stdout.readline() == "making\n"
-    waiting, found = threading.Event(), {}
+    found, said = {}, ""
 
     def make(folder: Path) -> None:
         found["epoch"] = load_state(folder / "checkpoints" / "fit1.pt", torch.device("cpu"))
         Maker()(folder)
 
     def ask() -> None:
-        waiting.set()
         found["stored"] = Store(root).get("originals", RECIPE, make)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    waiting.wait()
-    assert "stored" not in found  # the other one still holds the lock, and will for an hour
+    while "waiting for" not in said:  # the other one holds the lock, and will for an hour
+        said += capsys.readouterr().err
+        time.sleep(0.01)
+    assert "stored" not in found
     other.send_signal(signal.SIGKILL)
     other.communicate()
     asking.join(600)

@@ -215,6 +215,8 @@ def test_several_splits_of_one_seed_are_runs() -> None:
     text = markdown(of_splits(1, 3), COLUMNS)
     assert cells(text)["finetune"][0] == f"0.510 ± {t.ppf(0.975, 2) * 0.01 / 3**0.5:.3f}"
     assert "intervals are over seeds" not in text
+    assert "- splits of one seed: intervals are over forget sets, of this one original" in text
+    assert "splits of one seed" not in markdown(of_splits(3, 1), COLUMNS)
 
 
 def test_what_other_auditors_measured_of_the_same_model_is_joined() -> None:

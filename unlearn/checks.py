@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import StrictBool
 
-from unlearn.layers import trained_modules
+from unlearn.layers import scope
 from unlearn.request import needed
 from unlearn.settings import Name, SettingError, check, companion
 from unlearn.streams import Streams
 
 if TYPE_CHECKING:
+    from unlearn.foreign import Foreign
     from unlearn.lab import Lab
 
 
@@ -62,7 +63,7 @@ def check_groups(settings: Mapping[str, Any]) -> None:
         if name not in settings:
             raise SettingError(name, "nothing", "must be there")
     for group in CHOSEN:
-        # With auditor=[] the group is not there; what is then missing is said of the objective
+        # With auditor=[] the group is not there, which `check_metrics` says
         if not isinstance(settings.get(group, {} if group == "auditor" else None), Mapping):
             raise refusal(group, settings.get(group))
     if not isinstance(settings["wandb"], Mapping):
@@ -73,14 +74,17 @@ def check_groups(settings: Mapping[str, Any]) -> None:
     for name in ("project", "dir"):
         check(Name, f"wandb.{name}", settings["wandb"][name])
     check(Name, "store", settings["store"])
-    check(str, "objective", settings["objective"])
+    check(str | None, "objective", settings["objective"])
     check(StrictBool, "debug", settings["debug"])
 
 
 def check_metrics(lab: Lab) -> None:
     """The objective, and every metric that an auditor builds on, is measured by an auditor that was chosen."""
+    if not lab.auditors:
+        raise refusal("auditor", "[]")
     ends = [f"{name}{end}" for name, (_, its) in lab.metrics.items() if its.interval for end in ("_low", "_high")]
-    wanted = [("objective", lab.settings["objective"], {*lab.metrics, *ends})]
+    objective = lab.settings["objective"]
+    wanted = [] if objective is None else [("objective", objective, {*lab.metrics, *ends})]
     for name, auditor in lab.auditors.items():
         builds_on = auditor.keywords.get("metrics", [])
         wanted += [(f"auditor.{name}.metrics", metric, {*lab.metrics}) for metric in builds_on]
@@ -110,13 +114,13 @@ def check_method(lab: Lab) -> None:
     check_own(lab.method, lab)
 
 
-def check_auditors(lab: Lab) -> None:
+def check_auditors(lab: Lab | Foreign) -> None:
     """Every auditor's own conditions hold."""
     for auditor in lab.auditors.values():
         check_own(auditor, lab)
 
 
-def check_own(built: partial[Any], lab: Lab) -> None:
+def check_own(built: partial[Any], lab: Any) -> None:
     """The conditions hold that a method or an auditor declares as `check(lab, **settings)` beside it, if it does."""
     if own := companion(built, "check", None):
         own(lab, **built.keywords)
@@ -147,7 +151,10 @@ def check_layers(lab: Lab) -> None:
             "layers", lab.layers, f"must be all: method {name_of(lab, 'method')} has no learning rate of its own"
         )
     with Streams("check").seeded("model"):
-        trained_modules(list(lab.build_model().children())[-1], lab.layers)
+        model = lab.build_model()
+    with scope(model, lab.layers):
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise SettingError("layers", lab.layers, "has no parameters that could change")
 
 
 def name_of(lab: Lab, group: str) -> str:

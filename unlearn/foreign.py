@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -59,6 +60,34 @@ class Foreign:
     def training(self) -> Recipe:
         """Unknown."""
         raise SettingError("auditor", ", ".join(self.auditors), "needs to train a model, and only answers are known")
+
+    # What auditors' own conditions look at (`checks.check_auditors`)
+
+    @property
+    def forget(self) -> Signals:
+        """The forget set."""
+        return self.subject("unlearned").forget
+
+    @property
+    def forgotten_classes(self) -> NDArray[np.int64]:
+        """Those of which no image is retained."""
+        return self.subject("unlearned").forgotten_classes
+
+    @property
+    def data(self) -> SimpleNamespace:
+        """The parts beside the training set, and the number of classes."""
+        its = self.subject("unlearned")
+        return SimpleNamespace(validation=its.validation, test=its.test, class_count=its.test.logits.shape[1])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the scenario only whether it can be that of two swapped classes."""
+        two = len(np.unique(self.forget.labels)) == 2
+        return {"scenario": {"_target_": "confusion" if two else "elsewhere"}}
+
+    def build_model(self) -> NoReturn:
+        """Unknown."""
+        raise SettingError("auditor", ", ".join(self.auditors), "needs the model, and only answers are known")
 
     def subject(self, role: str) -> Subject:
         """The model of a role."""

@@ -25,6 +25,8 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise refused from error
     if device.type == "cuda":
+        if device.index is None:  # which `set_device` insists on
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)  # whose generators `streams.forked` keeps
     return device
 
@@ -38,7 +40,14 @@ def choose_precision(name: str, device: torch.device) -> str:
         raise SettingError("precision", name, "must be auto, fp32 or bf16")
     if name != "auto":
         return name
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    # Older GPUs emulate it, slowly
+    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has else "fp32"
+
+
+def use_full_precision() -> None:
+    """Make fp32 mean fp32: unless told not to, torch lets GPUs round the factors of convolutions to TF32's 10 bits."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:

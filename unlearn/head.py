@@ -6,7 +6,7 @@ Features are what enters it: the class token of a transformer, what a pool leave
 does behind it, such as the factor of `fastnet`, belongs to its scores.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from unlearn.attacks import evaluating
 from unlearn.data.images import Images, as_model_input
 from unlearn.loop import device_of
 from unlearn.settings import SettingError
+from unlearn.streams import Streams
 from unlearn.teachers import answers
 
 
@@ -57,6 +58,11 @@ def head_of(method: str, model: nn.Module, images: Images, class_count: int) -> 
         shape = " x ".join(map(str, features.shape[1:]))
         raise SettingError("method", method, f"needs one vector of features an image, and this model has {shape}")
     return head
+
+
+def check_head(method: str, lab: Any) -> None:
+    """The lab's model has a head that `head_of` finds. Raises `SettingError`."""
+    head_of(method, lab.training.initialised(Streams("check")), lab.data.train, lab.data.class_count)
 
 
 def classifier(model: nn.Module, class_count: int) -> set[str]:

@@ -32,7 +32,7 @@ from unlearn.checks import (
 )
 from unlearn.data.images import PARTS, Data, Images
 from unlearn.files import write, write_array, write_arrays
-from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms
+from unlearn.hardware import choose_device, choose_precision, use_deterministic_algorithms, use_full_precision
 from unlearn.layers import scope
 from unlearn.loop import DivergedError, warm_up
 from unlearn.methods.retrain import retrain
@@ -65,6 +65,7 @@ class Lab:
         self.device = choose_device(settings["device"])
         self.precision = choose_precision(settings["precision"], self.device)
         self.layers = check(str | list[str], "layers", settings["layers"])
+        use_full_precision()
         use_deterministic_algorithms(check(bool, "deterministic", settings["deterministic"]))
         self.checkpoint_seconds = check(NotNegative, "checkpoint_seconds", settings["checkpoint_seconds"])
         check(Literal["offline", "online", "disabled"], "wandb.mode", settings["wandb"]["mode"])
@@ -226,7 +227,13 @@ class Lab:
         with apart():
             kept = self.store.get("adversarial", recipe, make)
         current().charge(kept.json("cost.json"))
-        return Adversarial.load(kept.folder / "adversarial.npz").to(self.device)
+        return Adversarial.load(kept.folder / "adversarial.npz").to(self.data.train.pixels.device)
+
+    @property
+    def forgotten_classes(self) -> NDArray[np.int64]:
+        """Classes with images in the training set of which none is retained."""
+        labels = self.data.train.labels.cpu().numpy()
+        return np.setdiff1d(labels, labels[self._rest(self.forget).numpy()])
 
     def hash(self, positions: Tensor) -> str:
         """The sha256 of a forget set: its images' numbers in the official training order."""
@@ -342,8 +349,12 @@ class Lab:
     def repeats(self, role: str, count: int, *, same_original: bool) -> Iterator[Subject]:
         """`count` models made as that of `role` was; see `subject.Laboratory`."""
         self._can_be_made_again(role)
+        if (
+            role == "independent"
+        ):  # as of the contestant that it is: the reference's repeats are what it is held against
+            return self._by_retraining().repeats("unlearned", count, same_original=same_original)
         own = [self._own("repeat", i) for i in range(count)]
-        if role in ("retrained", "independent"):
+        if role == "retrained":
             makes = [partial(self.retrained, seed) for seed in own]
         elif role == "original":
             makes = [partial(self.original, None if same_original else seed) for seed in own]
@@ -360,7 +371,7 @@ class Lab:
     def shadows(self, role: str, count: int) -> Iterator[Shadow]:
         """`count` reference models after a request, met as the model of `role` met it; see `subject.Laboratory`."""
         self._can_be_made_again(role)
-        test = torch.arange(len(self.data.test)) + self._official_count()
+        test = torch.arange(len(self.data.test)) + self.data.official_count
         numbers = {"test": test, "validation": torch.full((len(self.data.validation),), -1)}
         numbers |= {
             "forget": self.data.train_index[self.forget],
@@ -378,7 +389,7 @@ class Lab:
     def _shadow(self, number: int) -> "Lab":
         """This lab on one random half of its training and test images, with what lies in it of the forget set."""
         train, test = self.data.train, self.data.test
-        numbers = torch.cat([self.data.train_index, torch.arange(len(test)) + self._official_count()])
+        numbers = torch.cat([self.data.train_index, torch.arange(len(test)) + self.data.official_count])
         order = torch.randperm(len(numbers), generator=Streams("halves", number // 2)("order"))
         half = order.tensor_split(2)[number % 2].sort().values
         shadow = copy(self)
@@ -401,9 +412,6 @@ class Lab:
         lab.method, lab.settings, lab.layers = build(settings, "method"), self.settings | {"method": settings}, "all"
         return lab
 
-    def _official_count(self) -> int:
-        return len(self.data.train) + len(self.data.validation)
-
     def _own(self, purpose: str, number: int) -> str:
         return f"{self.seed}/{purpose}/{number}"
 
@@ -418,12 +426,10 @@ class Lab:
         return (self._subject(role, [stored]) for stored in self._together(makes))
 
     def _subject(self, role: str, stored: list[Stored]) -> Subject:
-        parts = self._parts(stored[-1])
-        present = np.concatenate([parts["forget"].labels, parts["retain"].labels])
         return Subject(
             role=role,
-            **parts,
-            forgotten_classes=np.setdiff1d(present, parts["retain"].labels),
+            **self._parts(stored[-1]),
+            forgotten_classes=self.forgotten_classes,
             cost=total_cost([its.json("cost.json") for its in stored]),
             model=lambda: self.load(stored[-1]),
             images=self._images,
@@ -463,7 +469,12 @@ class Lab:
             if arrays:
                 write_arrays(folder / "arrays.npz", arrays)
 
-        uses = {self.metrics[metric][0] for metric in self.auditors[name].keywords.get("metrics", [])} | {name}
+        uses, known = {name}, set[str]()
+        while new := uses - known:
+            known |= new
+            uses |= {
+                self.metrics[metric][0] for its in new for metric in self.auditors[its].keywords.get("metrics", [])
+            }
         if companion(self.auditors[name], "EVERY", False):
             uses = set(self.auditors)
         recipe = {

@@ -11,8 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from unlearn.session import current
+from unlearn.layers import scope
+from unlearn.session import current, session
 from unlearn.settings import SettingError
+from unlearn.streams import Streams
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -24,6 +26,13 @@ def last_modules(model: nn.Module, k: int) -> list[nn.Module]:
     if k > len(layers):
         raise SettingError("method.k", k, f"must be at most {len(layers)}, the convolutions and dense layers there are")
     return modules if k == len(layers) else modules[layers[-k] :]
+
+
+def check_last(lab: Any, k: int) -> None:
+    """The model has k layers, and what `layers` leaves to train is among the last k. Raises `SettingError`."""
+    model = lab.training.initialised(Streams("check"))
+    with session(), scope(model, lab.layers), only_last(model, k):
+        pass
 
 
 @contextmanager

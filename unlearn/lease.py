@@ -11,6 +11,7 @@ interrupted before it can disturb the new one.
 import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -121,7 +122,9 @@ class Lease:
             with suppress(OSError):  # what cannot be seen now is looked at again after the next beat
                 if self._highest() != self.file:
                     self.lost = True
-                    _thread.interrupt_main()
+                    # A shell's background job may ignore SIGINT
+                    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                    _thread.interrupt_main(signal.SIGTERM if ignored else signal.SIGINT)
                     return
 
     def _remove(self) -> None:

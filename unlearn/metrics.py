@@ -19,7 +19,8 @@ class Metric:
     """One number of a row.
 
     `better` is `higher`, `lower`, or `reference` when the best value is that of the retrained model; `interval` says
-    that `<name>_low` and `<name>_high`, its 95 % interval, stand beside it. A verdict is 1 for passed and 0 for failed.
+    that `<name>_low` and `<name>_high`, its 95 % interval, stand beside it. A verdict is 1 for passed and 0 for failed;
+    it is `of_forgetting` if an exact retrain passes it and the original is to fail.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Metric:
     better: Literal["higher", "lower", "reference"]
     source: str
     interval: bool = False
+    of_forgetting: bool = True

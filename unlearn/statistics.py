@@ -79,6 +79,8 @@ def auc(positive: Floats, negative: Floats, name: str) -> dict[str, float]:
 def auc_difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats], name: str) -> dict[str, float]:
     """AUC(first) - AUC(second) for two scores of the same images, with its paired 95 % DeLong interval.
 
+    Of few images their variance is estimated badly, hence Student's t with Satterthwaite's degrees of freedom
+    (Biometrics Bulletin 1946), without which three forgotten images would tell one exact retrain in five apart.
     Each argument is (positive, negative) scores, in the same order of images. Equal scores differ by exactly nothing.
     Others whose paired variance is zero, as where both separate the sides perfectly, have the interval of two unpaired
     areas: their own intervals' distances, squared and added (Newcombe, Statistics in Medicine 1998, method 10).
@@ -86,8 +88,12 @@ def auc_difference(first: tuple[Floats, Floats], second: tuple[Floats, Floats], 
     area1, a1, b1 = auc_components(*first)
     area2, a2, b2 = auc_components(*second)
     a, b = a1 - a2, b1 - b2
-    spread = np.sqrt(a.var(ddof=1) / len(a) + b.var(ddof=1) / len(b)) if min(len(a), len(b)) > 1 else np.inf
-    half = norm.ppf((1 + LEVEL) / 2) * spread
+    half = spread = np.inf
+    if min(len(a), len(b)) > 1:
+        parts = np.array([its.var(ddof=1) / len(its) for its in (a, b)])
+        spread = np.sqrt(parts.sum())
+        freedom = parts.sum() ** 2 / (parts**2 / [len(a) - 1, len(b) - 1]).sum() if spread else np.inf
+        half = student.ppf((1 + LEVEL) / 2, freedom) * spread
     difference = area1 - area2
     low, high = difference - half, difference + half
     if _constant(a, len(b)) and _constant(b, len(a)) and np.isfinite(spread) and not _equal(first, second):

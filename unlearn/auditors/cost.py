@@ -11,7 +11,7 @@ sample-gradients can, but do not see work without gradients, such as passes that
 method's settings costs more than running it once, and is not counted.
 """
 
-from unlearn.metrics import Measured, Metric
+from unlearn.metrics import Answer, Metric
 from unlearn.subject import Laboratory, Subject
 
 SOURCE = "Xu et al., run-time efficiency, as in Jia et al., arXiv:2304.04934"
@@ -23,8 +23,10 @@ METRICS = (
 )
 
 
-def cost(subject: Subject, lab: Laboratory) -> Measured:
+def cost(subject: Subject, lab: Laboratory) -> Answer:
     """The cost written down when the subject was made."""
-    measured = {name: value for name, value in subject.cost.items() if value is not None}
+    if not subject.cost:
+        return {metric.name: "is not known of a model that was made elsewhere" for metric in METRICS}
+    measured: dict[str, float] = {name: value for name, value in subject.cost.items() if value is not None}
     measured["time_ratio"] = subject.cost["seconds"] / lab.reference().cost["seconds"]
     return measured

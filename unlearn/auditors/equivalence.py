@@ -31,7 +31,14 @@ METRICS = (
         for part in PARTS
     ),
     Metric("equivalence_loss_auc_pvalue", "Not equivalent in the loss attack's AUC: p", "fraction", "lower", SOURCE),
-    Metric("equivalence_passed", "Equivalent to retrained within the margin", "verdict", "higher", SOURCE),
+    Metric(
+        "equivalence_passed",
+        "Equivalent to retrained within the margin",
+        "verdict",
+        "higher",
+        SOURCE,
+        of_forgetting=False,  # of few images it cannot be shown of a retrain either
+    ),
 )
 LARGEST = 1 - LEVEL
 

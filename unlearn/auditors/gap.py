@@ -13,11 +13,12 @@ same count twice. Tables often print the gaps of means over seeds, which are sma
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import MinLen
 
 from unlearn.metrics import Measured, Metric
+from unlearn.settings import SettingError
 from unlearn.subject import Laboratory, Subject
 
 TUG_OF_WAR = "Zhao et al., NeurIPS 2024, arXiv:2406.01257"
@@ -32,6 +33,14 @@ METRICS = (
     Metric("tug_of_war", "Tug-of-war", "fraction", "higher", TUG_OF_WAR),
     Metric("tug_of_war_mia", "Tug-of-war with the confidence attack", "fraction", "higher", TUG_OF_WAR),
 )
+
+
+def check(lab: Any, *, metrics: list[str], **_: Any) -> None:
+    """Accuracies of whole classes, forgotten and others, are there to be compared."""
+    of_classes = [name for name in metrics if name.endswith("_classes")]
+    if of_classes and not len(lab.forgotten_classes):
+        allowed = "has no value, because no class is wholly forgotten"
+        raise SettingError("auditor.gap.metrics", of_classes[0], allowed)
 
 
 def gap(subject: Subject, lab: Laboratory, *, metrics: Annotated[list[str], MinLen(1)]) -> Measured:

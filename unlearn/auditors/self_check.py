@@ -1,7 +1,8 @@
 """Do the other audits work? An exact retrain must pass them, and the untouched original must fail.
 
 Every other auditor that was chosen is also put to a second, independent retrained model, which gets a column of its
-own in the row, beside the original's. What is counted here are the verdicts. A verdict that lets the original pass has
+own in the row, beside the original's. What is counted here are the verdicts on what is left of the forget set, and not
+whether a model's equivalence is shown or its gradients can be believed. A verdict that lets the original pass has
 found nothing to find, and says nothing about the method; one that an exact retrain fails is out of tune, or has met the
 one case in twenty in which it may.
 
@@ -39,5 +40,5 @@ def verdicts(subject: Subject, lab: Laboratory) -> dict[str, float]:
     """What all other auditors that were chosen say of a model: metric -> 1 for passed, 0 for failed."""
     names = [name for name, auditor in lab.auditors.items() if not companion(auditor, "EVERY", False)]
     measured = {metric: value for name in names for metric, value in lab.audit(name, subject).items()}
-    declared = {name for name, (_, metric) in lab.metrics.items() if metric.unit == "verdict"}
+    declared = {name for name, (_, metric) in lab.metrics.items() if metric.unit == "verdict" and metric.of_forgetting}
     return {name: value for name, value in measured.items() if name in declared and value is not None}

@@ -15,6 +15,9 @@ from unlearn.data.split import stratified
 from unlearn.settings import Positive, Probability, SettingError
 from unlearn.streams import Streams
 
+FILES_OF = "cifar10"
+"""The data set whose files are read, and fetched by `scripts/fetch_data.py`."""
+
 
 def cifar10_small(
     *,
@@ -31,7 +34,7 @@ def cifar10_small(
     The files are CIFAR-10's own. A `DataError` says what is missing.
     """
     data = disk.read(
-        "cifar10", convert, root=root, sha256=sha256, validation=validation, augment=augment, mean=mean, std=std
+        FILES_OF, convert, root=root, sha256=sha256, validation=validation, augment=augment, mean=mean, std=std
     )
     kept = {part: _kept(part, getattr(data, part), share) for part in PARTS}
     parts = {part: getattr(data, part)[index] for part, index in kept.items()}
@@ -41,6 +44,6 @@ def cifar10_small(
 
 def _kept(part: str, images: Images, share: float) -> Tensor:
     _, kept = stratified(images.labels, share, Streams("cifar10_small")(part))
-    if len(kept) == 0:
+    if len(images) and len(kept) == 0:
         raise SettingError("dataset.share", share, f"leaves no image of the {part} part")
     return kept

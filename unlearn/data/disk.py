@@ -74,6 +74,7 @@ def read(
         validation=Images(train.pixels[held_out], labels[held_out]),
         test=Images(torch.from_numpy(arrays["test_images"]), test_labels),
         train_index=kept,
+        official_count=len(labels),
         class_count=class_count or int(labels.max()) + 1,
         mean=tuple(mean),
         std=tuple(std),

@@ -103,8 +103,8 @@ def image_folder(
 
     `path` holds `train/` and `test/` (or `val/`) with a folder per class each, or just a folder per class; then
     `test_share` of every class becomes the test set. Links are followed, also out of `path`, but into no folder twice.
-    The arrays lie below `root`, and are made again when an image is added, removed or renamed. A `DataError` says what
-    `path` lacks.
+    The arrays lie below `root`, and are made again when an image is added, removed, renamed or changed. A `DataError`
+    says what `path` lacks.
     """
     place = Path(path).expanduser().resolve()
     if not os.path.isdir(place):  # which a name that is too long is not, either
@@ -126,7 +126,7 @@ def image_folder(
         augment=augment,
         mean=mean,
         std=std,
-        source=[str(place), size, test_share, train, test],
+        source=[str(place), size, test_share, train, test, _stamps(train), _stamps(test)],
     )
 
 
@@ -148,6 +148,12 @@ def _parts(path: Path) -> tuple[Tree, Tree, Reasons]:
     # An unlabelled test/ has no folders of classes, and val/ is the test set
     train = _tree(path, path / "train", others)
     return train, next(filter(None, (_tree(path, place, others) for place in tests)), {}), others
+
+
+def _stamps(tree: Tree) -> list[tuple[int, int]]:
+    """Size and time of every file of a tree, in its order."""
+    found = (os.stat(file) for files in tree.values() for file in files)
+    return [(its.st_size, its.st_mtime_ns) for its in found]
 
 
 def _tree(path: Path, folder: Path, others: Reasons) -> Tree:

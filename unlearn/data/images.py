@@ -50,8 +50,9 @@ def as_model_input(pixels: Tensor, device: torch.device) -> Tensor:
 class Data:
     """One data set, its validation part already taken out of the training set.
 
-    `train_index` gives each training image's position in the official order; `content` is the sha256 of all arrays,
-    which is the data set's identity, wherever its files lie.
+    `train_index` gives each training image's position in the official order of the data set's training images, of which
+    there are `official_count`: also those held out, and those that a share of a data set leaves out. `content` is the
+    sha256 of all arrays, which is the data set's identity, wherever its files lie.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Data:
     validation: Images
     test: Images
     train_index: Tensor
+    official_count: int
     class_count: int
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -175,25 +175,34 @@ def third_label(true: Tensor, adversarial: Tensor, class_count: int, generator: 
     return drawn + (drawn >= upper)
 
 
-def mixed(images: Images, ready: Batch, batch_size: int, streams: Streams, *, ready_augmented: bool = False) -> Batches:
+def mixed(
+    images: Images,
+    ready: Batch,
+    batch_size: int,
+    streams: Streams,
+    *,
+    ready_augmented: bool = False,
+    visits: Tensor | None = None,
+) -> Batches:
     """Every image of both once an epoch, shuffled together; `images` augmented as their data set asks.
 
     `ready` is float, in [0, 1], and reaches the model as it is, or augmented too; its pixels are never rounded. If it
-    is empty this is `shuffled`, draw for draw.
+    is empty this is `shuffled`, draw for draw. `visits` are the positions in it that an epoch visits, if not each once.
+    Data sets too large for a GPU may be on another device than what is `ready`.
     """
-    device = images.pixels.device
-    batch_sizes = sizes(len(images) + len(ready.labels), batch_size)
-    floats = ready.images.permute(0, 2, 3, 1).contiguous()
+    visits = torch.arange(len(ready.labels)) if visits is None else visits
+    batch_sizes = sizes(len(images) + len(visits), batch_size)
+    floats, device = ready.images.permute(0, 2, 3, 1).contiguous(), ready.images.device
 
     def epoch(number: int) -> Iterator[Batch]:
         order = torch.randperm(sum(batch_sizes), generator=streams("order", number))
         generator, other = streams("augment", number), streams("augment ready", number)
         for chosen in order.split(batch_sizes):
-            first = chosen[chosen < len(images)].to(device)
-            second = chosen[chosen >= len(images)].to(device) - len(images)
+            first = chosen[chosen < len(images)].to(images.pixels.device)
+            second = visits[chosen[chosen >= len(images)] - len(images)].to(device)
             pixels = augment(images.pixels[first], images.augment, generator)
             nearby = augment(floats[second], images.augment if ready_augmented else (), other)
             both = torch.cat([as_model_input(pixels, device).permute(0, 2, 3, 1), nearby])
-            yield Batch(both.permute(0, 3, 1, 2), torch.cat([images.labels[first], ready.labels[second]]))
+            yield Batch(both.permute(0, 3, 1, 2), torch.cat([images.labels[first].to(device), ready.labels[second]]))
 
     return Batches(len(batch_sizes), epoch)

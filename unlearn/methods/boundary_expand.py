@@ -16,7 +16,7 @@ Deviations from the released code:
 """
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +29,12 @@ from unlearn.settings import Count, NotNegative, Probability
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"forget"})
+
+
+def check(lab: Any, **_: Any) -> None:
+    """The model ends in a linear layer."""
+    last_layer(lab.training.initialised(Streams("check")), lab.data.train, lab.data.class_count)
+
 
 last_layer = partial(last_linear, "boundary_expand")
 

@@ -13,16 +13,23 @@ Deviations from the released code:
   is that of other methods. The code takes as many epochs as for EU-k, with its settings (see `eu_k`).
 """
 
+from typing import Any
+
 from torch import nn
 
 from unlearn.batches import shuffled
-from unlearn.last_layers import only_last
+from unlearn.last_layers import check_last, only_last
 from unlearn.loop import cross_entropy, fit
 from unlearn.request import Request
 from unlearn.settings import Count, NotNegative, Probability
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"retain"})
+
+
+def check(lab: Any, *, k: int, **_: Any) -> None:
+    """There are `k` layers, and some of the last ones to train."""
+    check_last(lab, k)
 
 
 def cf_k(

@@ -72,7 +72,7 @@ def cfw(
 
     if lr:
         confuse(noisy, noise, streams.child("first"))
-    current().history.append({"noisy": sum(weight.numel() for weight in noisy)})
+    current().history.append({"noisy": sum(weight.numel() for weight in noisy) if lr else 0})
     return fit(
         model,
         batches,

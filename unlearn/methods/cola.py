@@ -15,18 +15,24 @@ A layer scope that leaves nothing of the encoder to train leaves nothing to coll
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.batches import Batch, shuffled
-from unlearn.head import head_of, observed
+from unlearn.head import check_head, head_of, observed
 from unlearn.loop import cross_entropy, fit
 from unlearn.request import Request
 from unlearn.settings import Count, Index, NotNegative, Positive, Probability
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"retain"})
+
+
+def check(lab: Any, **_: Any) -> None:
+    """The model ends in a linear layer, and features enter it."""
+    check_head("cola", lab)
 
 
 def cola(

@@ -49,7 +49,7 @@ def ct(
     with torch.no_grad():
         for kernel in kernels.values() if lr else ():
             kernel.copy_(kernel.transpose(2, 3).clone())
-    current().history.append({"transposed": sum(kernel.numel() for kernel in kernels.values())})
+    current().history.append({"transposed": sum(kernel.numel() for kernel in kernels.values()) if lr else 0})
     return fit(
         model,
         shuffled(request.retain, batch_size, streams, augmented=False),

@@ -23,13 +23,14 @@ The paper was not read; this is the recipe of the released code. Deviations from
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unlearn.batches import Batch, paired, shuffled
-from unlearn.displacement import nearest_other, repeated, until_forgotten
-from unlearn.head import features_of, head_of, observed
+from unlearn.displacement import check_others, nearest_other, repeated, until_forgotten
+from unlearn.head import check_head, features_of, head_of, observed
 from unlearn.loop import fit
 from unlearn.request import Request
 from unlearn.schedules import multistep
@@ -37,6 +38,14 @@ from unlearn.settings import Count, Index, NotNegative, Positive, Probability
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"retain", "forget", "validation"})
+
+
+def check(lab: Any, **_: Any) -> None:
+    """The model ends in a linear layer that features enter, and every image has a class to go to."""
+    check_head("duck", lab)
+    check_others("duck", lab)
+
+
 NEEDED_IF = {"validation": "early_stop"}
 
 

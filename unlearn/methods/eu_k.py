@@ -17,13 +17,13 @@ SCRUB's code has another EU-k, which goes back to the weights that the original 
 
 import math
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from unlearn.batches import shuffled
-from unlearn.last_layers import only_last
+from unlearn.last_layers import check_last, only_last
 from unlearn.loop import cross_entropy, fit
 from unlearn.request import Request
 from unlearn.schedules import Schedule, constant, cosine
@@ -32,6 +32,11 @@ from unlearn.settings import Count, NotNegative, Positive, Probability
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"retain"})
+
+
+def check(lab: Any, *, k: int, **_: Any) -> None:
+    """There are `k` layers, and some of the last ones to train."""
+    check_last(lab, k)
 
 
 def eu_k(

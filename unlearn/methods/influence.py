@@ -56,8 +56,11 @@ def influence(
         step = released_recursion((row for _, part in parts for row in flat(part)), contrast, samples)
     else:
         chosen = torch.randperm(len(request.retain), generator=streams("samples"))[:samples]
+        rows = contrast.new_empty(len(chosen), len(contrast))  # all at once, or they would be held twice
         parts = gradients(model, request.retain[chosen])
-        step = woodbury(torch.cat([flat(part) for _, part in parts]), contrast, damping)
+        for number, row in enumerate(row for _, part in parts for row in flat(part)):
+            rows[number] = row
+        step = woodbury(rows, contrast, damping)
     move(model, alpha * step)
     return model.eval()
 

@@ -4,11 +4,11 @@
 
 Spartalis, Semertzidis, Gavves & Daras, "LoTUS: Large-scale machine unlearning with a taste of uncertainty" (CVPR 2025,
 arXiv:2503.18314, the number not checked); code cspartalis/LoTUS. The teacher is the original, and labels are not used.
-Every epoch begins with d, the student's accuracy on the forget set minus what the teacher has on validation images.
+Every epoch begins with d, the student's accuracy on the forget set minus what the teacher has on validation images, or
+minus 0 for whole classes, of which a retrained model knows nothing; with both in a forget set, minus their mean.
 Forgotten images are fitted to softmax((scores + Gumbel noise) / tau) of the teacher's scores, with
 tau = exp(alpha d), and a random share of the retained images to a class drawn from its answer. Once d is -0.01 or less
-the training is over, and if it is so at the start, the model is what it was. For whole classes the released code takes
-0 in place of the accuracy on validation images, which a retrained model has too: `validation_target: false`.
+the training is over, and if it is so at the start, the model is what it was. `validation_target: false` is 0 for all.
 
 Deviations from the released code:
 - One noise for each image and step, drawn on the CPU. The released code draws a second one for whichever of the two
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from unlearn.attacks import evaluating
 from unlearn.batches import Batch, announced, shuffled
+from unlearn.displacement import accuracy_of_unseen
 from unlearn.loop import Optimiser, descend, fit
 from unlearn.methods.bad_teacher import FORGOTTEN, flagged
 from unlearn.request import Request
@@ -56,7 +57,7 @@ def lotus(
 ) -> nn.Module:
     """Descend on the cross-entropy of the student's answers under the teacher's, softened on the forget set."""
     teacher = frozen(model)
-    target = accuracy(teacher, request.validation) if validation_target else 0.0
+    target = accuracy_of_unseen(teacher, request) if validation_target else 0.0
     temperature, generator = 1.0, torch.Generator()
 
     def excess(model: nn.Module) -> float:

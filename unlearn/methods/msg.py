@@ -64,7 +64,7 @@ def msg(
     factors = {
         name: torch.where(anew[name], 1.0, kept_gradient) if name in anew else torch.ones(()) for name in trained(model)
     }
-    current().history.append({"drawn_anew": sum(int(entries.sum()) for entries in anew.values())})
+    current().history.append({"drawn_anew": sum(int(entries.sum()) for entries in anew.values()) if lr else 0})
     return fit(
         model,
         shuffled(request.retain, batch_size, streams, augmented=False),

@@ -24,6 +24,7 @@ Deviations from the released code:
 
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from unlearn.batches import Batch, Batches, shuffled
 from unlearn.gradients import trained
 from unlearn.last_layers import LAYERS
+from unlearn.layers import scope
 from unlearn.loop import device_of, fit
 from unlearn.request import Request
 from unlearn.session import current
@@ -82,18 +84,30 @@ def entropies(scores: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(1)
 
 
-@torch.no_grad()
-def prune(model: nn.Module, share: float, streams: Streams) -> None:
-    """Replace the `share` of layers' trained entries with the smallest magnitudes: weights drawn anew, biases 0.
+def check(lab: Any, **_: Any) -> None:
+    """Something of what is trained can be pruned."""
+    model = lab.training.initialised(Streams("check"))
+    with scope(model, lab.layers):
+        prunable(model)
 
-    Magnitudes are ranked over the whole model. A model none of whose convolutions and dense layers is trained is a
-    `SettingError`.
-    """
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What is trained of convolutions and dense layers, by name; `SettingError` for nothing."""
     layers = [module for module in model.modules() if isinstance(module, LAYERS)]
     theirs = {id(parameter) for layer in layers for parameter in layer.parameters()}
     named = {name: parameter for name, parameter in trained(model).items() if id(parameter) in theirs}
     if not named:
         raise SettingError("method", "prmq", "prunes convolutions and dense layers, and none of them is trained here")
+    return named
+
+
+@torch.no_grad()
+def prune(model: nn.Module, share: float, streams: Streams) -> None:
+    """Replace the `share` of layers' trained entries with the smallest magnitudes: weights drawn anew, biases 0.
+
+    Magnitudes are ranked over the whole model.
+    """
+    named = prunable(model)
     magnitudes = torch.cat([parameter.abs().flatten() for parameter in named.values()])
     pruned = torch.zeros_like(magnitudes, dtype=torch.bool)
     pruned[magnitudes.topk(round(share * len(magnitudes)), largest=False).indices] = True

@@ -55,7 +55,7 @@ from unlearn.loop import cross_entropy, fit
 from unlearn.memorisation import PROXIES, of_images, read
 from unlearn.request import Of, Request, Searched, needed
 from unlearn.session import current
-from unlearn.settings import Count, NotNegative, SettingError, build, checked
+from unlearn.settings import Count, NotNegative, SettingError, build, checked, companion
 from unlearn.signals import Floats, Signals, logits
 from unlearn.streams import Streams
 
@@ -63,12 +63,23 @@ NEEDS = frozenset({"forget", "retain"})
 FILES = ("scores", "surrogate")  # its own, and those of its stages
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
 
+OF_THE_REQUEST = {"variant": "exact", "neighbours_of": "current"}  # of amnesiac and of amun
+
 Proxy = Literal["confidence", "entropy", "holdout", "random"]
 
 
 def completed(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The stages with all settings of their methods, each checked. Raises a `SettingError` that names `NUMBER.KEY`."""
-    return [_completed(number, stage) for number, stage in enumerate(stages)]
+    """The stages with all settings of their methods, each checked. Raises a `SettingError` that names `NUMBER.KEY`.
+
+    Settings for which a method looks at the whole request, or at the model before it, are for a single stage.
+    """
+    every = [_completed(number, stage) for number, stage in enumerate(stages)]
+    for number, stage in enumerate(every) if len(every) > 1 else ():
+        for key, value in OF_THE_REQUEST.items():
+            if stage.get(key) == value:
+                allowed = "looks at the whole request and not at its stage, and cannot be one of several stages"
+                raise SettingError(f"{number}.{key}", value, allowed)
+    return every
 
 
 def _completed(number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +93,10 @@ def _completed(number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
             allowed = ", ".join(key for key in own if key != "_target_") or "none"
             raise SettingError(f"{number}.{key}", value, f"is not a setting of {name}, which has {allowed}")
     settings = own | {key: value for key, value in stage.items() if key != "method"}
-    all_checked = checked(settings, build(settings, str(number)))
+    method = build(settings, str(number))
+    if train := companion(method, "TRAIN", None):
+        raise SettingError(f"{number}.method", name, f"can be no stage, because it follows train={train} alone")
+    all_checked = checked(settings, method)
     return {"method": name} | {key: value for key, value in all_checked.items() if key != "_target_"}
 
 

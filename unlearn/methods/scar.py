@@ -33,7 +33,7 @@ The paper was not read; this is the recipe of the released code. Deviations from
 - There is no schedule, as in the released code, which never steps its own. SCAR-self is not here.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator
@@ -41,8 +41,8 @@ from torch import Tensor, nn
 
 from unlearn.batches import Batch, paired, shuffled
 from unlearn.class_statistics import distances, statistics
-from unlearn.displacement import nearest_other, repeated, until_forgotten, wholly_forgotten
-from unlearn.head import features_of, head_of, observed
+from unlearn.displacement import check_others, nearest_other, repeated, until_forgotten, wholly_forgotten
+from unlearn.head import check_head, features_of, head_of, observed
 from unlearn.loop import fit
 from unlearn.request import Request
 from unlearn.settings import Count, NotNegative, Positive, Probability
@@ -53,6 +53,14 @@ from unlearn.teachers import answers, divergence, frozen
 NEEDS = frozenset({"retain", "forget", "validation"})
 NEEDED_IF = {"validation": "early_stop"}
 FILES = ("surrogate",)
+
+
+def check(lab: Any, *, surrogate: str | None, **_: Any) -> None:
+    """The model ends in a linear layer that features enter, every image has a class to go to, and surrogates fit."""
+    check_head("scar", lab)
+    check_others("scar", lab)
+    if surrogate is not None:
+        surrogates(surrogate, 1, lab.data.train, Streams("check"))
 
 
 def scar(

@@ -34,6 +34,7 @@ from unlearn.batches import Batch, announced, shuffled
 from unlearn.data.images import Images
 from unlearn.games.bargaining import Weights, combine, gram_matrix
 from unlearn.gradients import mean_gradient, trained
+from unlearn.layers import scope
 from unlearn.loop import cross_entropy, descend, fit
 from unlearn.masks import largest
 from unlearn.methods.munba import first_batches
@@ -44,6 +45,14 @@ from unlearn.spectral_clip import NORMS
 from unlearn.streams import Streams
 
 NEEDS = frozenset({"retain", "forget"})
+
+
+def check(lab: Any, *, modules: list[str] | None, **_: Any) -> None:
+    """The model has the modules to trim, and some of what is trained is in them."""
+    model = lab.training.initialised(Streams("check"))
+    with scope(model, lab.layers):
+        to_trim(model, modules)
+
 
 GRADIENT_BATCH = 500  # images at a time; the result does not depend on it, but for rounding
 
@@ -66,9 +75,7 @@ def scissorhands(
     margin: NotNegative,
 ) -> nn.Module:
     """Trim the entries most sensitive to the forget set, and repair with gradients that are projected from it."""
-    chosen = [name for name in trained(model) if modules is None or within(model, name, modules)]
-    if not chosen:
-        raise SettingError("method.modules", modules, "leaves nothing to trim, beside what `layers` freezes")
+    chosen = to_trim(model, modules)
     if lr:
         few = some(request.forget, gradient_images, streams("sensitive images"))
         trim(model, request.recipe.initialised(streams.child("new")), few, trim_share, chosen)
@@ -111,6 +118,14 @@ def scissorhands(
         weight_decay=weight_decay,
         backward=backward,
     )
+
+
+def to_trim(model: nn.Module, modules: list[str] | None) -> list[str]:
+    """The names of what is trained in some modules of the model's network, or in all; `SettingError` for nothing."""
+    chosen = [name for name in trained(model) if modules is None or within(model, name, modules)]
+    if not chosen:
+        raise SettingError("method.modules", modules, "leaves nothing to trim, beside what `layers` freezes")
+    return chosen
 
 
 def within(model: nn.Module, name: str, modules: list[str]) -> bool:

@@ -43,6 +43,14 @@ from unlearn.streams import Streams
 from unlearn.teachers import answers, divergence, frozen
 
 NEEDS = frozenset({"retain", "forget", "validation"})
+
+
+def check(lab: Any, *, rewind: bool, **_: Any) -> None:
+    """To rewind by, there are validation images of the classes to forget."""
+    for forget in lab.requests if rewind else ():
+        as_frequent(lab.data.validation.labels, lab.data.train.labels[forget])
+
+
 NEEDED_IF = {"validation": "rewind"}
 
 

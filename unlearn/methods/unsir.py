@@ -67,16 +67,17 @@ def unsir(
     """Descend on cross-entropy, on noise and a few retained images, then on these retained images alone."""
     shape = request.forget.pixels.permute(0, 3, 1, 2).shape[1:]
     used = shape[0] if compat == "released" else noise_images
-    parts = []
-    for label in request.forget.labels.unique().tolist():
+    noises, classes = [], request.forget.labels.unique().tolist()
+    for label in classes:
         start = torch.randn(noise_images, *shape, generator=streams("noise", label))
         noise = hardest(model, start.to(device_of(model)), label, steps=noise_steps, lr=noise_lr, penalty=penalty)
-        parts.append((noise[:used].repeat(copies, 1, 1, 1), label))
-    images = torch.cat([noise for noise, _ in parts])
-    labels = torch.cat([torch.full((len(noise),), label, device=images.device) for noise, label in parts])
+        noises.append(noise[:used])
+    images, counts = torch.cat(noises), [len(noise) for noise in noises]
+    labels = torch.tensor(classes).repeat_interleave(torch.tensor(counts)).to(images.device)
+    visits = torch.cat([part.repeat(copies) for part in torch.arange(len(images)).split(counts)])
 
     few = some_of_each_class(request.retain, retained_per_class, streams)
-    impairing = mixed(few, Batch(images, labels), batch_size, streams.child("impair"))
+    impairing = mixed(few, Batch(images, labels), batch_size, streams.child("impair"), visits=visits)
     below = streams.child("repair")
     repairing = shuffled(few, batch_size, below)
     learn = partial(fit, model, loss=cross_entropy, optimiser=optimiser, momentum=momentum, weight_decay=weight_decay)

@@ -110,7 +110,8 @@ def _gaps(made: Sequence[Point], gaps: Sequence[str], robust: str, metrics: Mapp
         partial = _correlation(gapped, held, (clean,), runs, gap)
         alone = [spearman(gapped[runs == run], held[runs == run]) for run in np.unique(runs)]
         below = f"{sum(rho < 0 for rho in alone)} of {len(alone)}"
-        cells = [metrics[gap].title, _with_interval(whole), _with_interval(partial), below, _agreement(whole, partial)]
+        said = _agreement(whole, partial) if len(alone) >= ENOUGH else "undecided"
+        cells = [metrics[gap].title, _with_interval(whole), _with_interval(partial), below, said]
         lines.append(f"| {' | '.join(cells)} | {len(used)} |")
     if len(np.unique([point.run for point in made], axis=0)) < ENOUGH:
         lines += ["", f"Intervals from fewer than {ENOUGH} runs are too narrow; only the signs of single runs remain."]

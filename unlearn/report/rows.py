@@ -299,6 +299,8 @@ def _of_runs(lines: Mapping[str, Collection[Run]]) -> list[str]:
     said = [f"one run{which}: no interval"] if alone else []
     if any(crossed(runs) for runs in lines.values()):
         said.append("intervals are over seeds, whose runs are averaged first: all splits of a seed share its original")
+    if any(len(runs) > 1 and len({seed for seed, _ in runs}) == 1 for runs in lines.values()):
+        said.append("splits of one seed: intervals are over forget sets, of this one original")
     return said
 
 

@@ -17,7 +17,7 @@ from unlearn.streams import Streams
 def indices(data: Data, streams: Streams, *, file: str) -> Tensor:
     """The images listed in `file`: .npy, or text with numbers separated by lines, commas or spaces."""
     numbers = _read(file)
-    size = len(data.train) + len(data.validation)
+    size = data.official_count
 
     def refuse(what: str) -> SettingError:
         return SettingError("scenario.file", file, f"{what}; allowed are distinct numbers from 0 to {size - 1}")
@@ -36,6 +36,8 @@ def indices(data: Data, streams: Streams, *, file: str) -> Tensor:
     if (chosen < 0).any():
         held_out = unique[(chosen < 0).numpy()]
         count = f"lists {held_out[0]} and {len(held_out) - 1} more of the validation part"
+        if size > len(data.train) + len(data.validation):
+            count += " or of what dataset.share leaves out"
         raise refuse(f"{count} (set dataset.validation=0, or drop them)")
     return chosen.sort().values
 
