@@ -9,7 +9,9 @@ models differ by chance, and no method can be asked to be nearer than that. `met
 
 Known failure modes: both are kind to a method that does nothing, which on a random forget set is only a few points off
 and reaches a tug-of-war of 0.95: read them beside `none`. An average hides which gap is large, and gaps that say the
-same count twice. Tables often print the gaps of means over seeds, which are smaller than these means of gaps.
+same count twice. Tables often print the gaps of means over seeds, which are smaller than these means of gaps. Where
+classes go wholly, `test_accuracy` counts their images too, so that a model that keeps them is charged twice, and its
+test accuracy is the higher for it; `auditor.gap.metrics` can have `test_accuracy_remaining_classes` in its place.
 """
 
 import math

@@ -16,8 +16,9 @@ other class, no more are its own than chance allows: McNemar's exact test, two-s
 the forget set and the test images. Too little confusion fails as well as too much.
 
 Exact retraining: has never seen a swapped label, and confuses the two as often as any model trained on clean data; an
-independent one passes in about nineteen cases of twenty, on a small forget set more often, for the test is exact. The
-original takes nearly all of the forget set for the other class if it has memorised it, and fails.
+independent one would pass in nineteen cases of twenty if only images differed. Two trainings that part the two classes
+at another place differ on many images at once, and are told apart more often, on large sets above all. The original
+takes nearly all of the forget set for the other class if it has memorised it, and fails.
 
 Known failure modes: it is a test of mislabelled data, which a model has cause to forget, and says little of privacy.
 With a few images swapped the test set hardly notices; there the forget set alone decides. A method that ruins the model

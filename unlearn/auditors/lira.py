@@ -27,7 +27,10 @@ Known failure modes: a Gaussian is wrong for confidences with two modes. With fe
 own is noise. The references saw half of the data and the model more, so its confidences are higher for all images. The
 false-positive rate is one of all images together and not of each, and asking about the very images that the references
 were made from biases the attack upwards (arXiv:2605.25819). It finds membership, not the traces of unlearning itself:
-for these, U-LiRA.
+for these, U-LiRA. Of a wholly forgotten class it asks only whether its training images are known better than its test
+images: a model that still knows the class passes. The rate of one in twenty holds for forget sets that are drawn as the
+held-out images are, at random or class by class. Of images chosen for how hard they are, named by a file or given wrong
+labels, every retrained model has an AUC of its own, which is in no interval, and more of them are told apart.
 """
 
 from collections.abc import Sequence

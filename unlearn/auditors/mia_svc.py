@@ -14,7 +14,9 @@ small for a model that generalises (about 0.13 in published CIFAR-10 tables); fo
 Known failure modes: the attacker never learns how well it attacks, because it is judged on the forget set alone; its
 number moves with the gap between retained and test accuracy, and on correctness it is the forget error under another
 name. Methods that teach wrong labels overshoot. A population attack, which overestimates how well single images are
-protected (Hayes et al., SaTML 2025, arXiv:2403.01218).
+protected (Hayes et al., SaTML 2025, arXiv:2403.01218). Its members are the first retained images, as many as there are
+test images, in the data set's own order: where that is by class, as in a folder of images, they are of the first
+classes alone.
 """
 
 from typing import Literal
