@@ -7,7 +7,8 @@ code JingWu321/Scissorhands, which was read; of the paper, the abstract alone. T
 by their connection sensitivity to the forget set, |gradient * value| (SNIP: Lee, Ajanthan & Torr, ICLR 2019,
 arXiv:1810.02340), and the `trim_share` of them with the largest are drawn anew, those of norm layers excepted. Repair
 is fine-tuning: each epoch begins with one pass over the forget set, in steps on CE(retain) - `forget_weight` *
-CE(forget) that walk over as many retained batches, and plain steps on the other retained batches follow. In the first
+CE(forget) that walk over as many retained batches, and plain steps on the other retained batches follow; of a forget
+set that is longer than the retained one, an epoch meets as many batches as there are of these. In the first
 kind of step, a gradient g with an inner product below 0 with m, minus the gradient of the forget set's cross-entropy
 when the epoch began, becomes g + v m with v = max(-<g, m> / <m, m>, `margin`), by which the step does not lower that
 loss, to first order (GEM: Lopez-Paz & Ranzato, NeurIPS 2017, arXiv:1706.08840). The released `sparsity: 0.97` is the
