@@ -526,7 +526,8 @@ def test_a_gap_over_what_this_forget_set_does_not_have_is_one_line(command: Comm
     finished = command(*words, "auditor.gap.metrics=[test_accuracy_forgotten_classes]")
     assert finished.status != 0
     assert "Traceback" not in finished.err
-    assert finished.err.splitlines()[-1].startswith("error: auditor.gap.metrics=test_accuracy_forgotten_classes: has no value")
+    said = "error: auditor.gap.metrics=test_accuracy_forgotten_classes: has no value"
+    assert finished.err.splitlines()[-1].startswith(said)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
