@@ -521,15 +521,6 @@ def test_a_model_at_chance_and_one_that_is_the_original_are_called_so(command: C
     assert row_of(command(*words, "method=finetune", "method.epochs=1"), command.folder)["remarks"] == {}
 
 
-def test_a_gap_over_what_this_forget_set_does_not_have_is_one_line(command: Commands) -> None:
-    words = (*TINY, "method=none", "store=other", "wandb.mode=disabled", "auditor=[accuracy,gap]")
-    finished = command(*words, "auditor.gap.metrics=[test_accuracy_forgotten_classes]")
-    assert finished.status != 0
-    assert "Traceback" not in finished.err
-    said = "error: auditor.gap.metrics=test_accuracy_forgotten_classes: has no value"
-    assert finished.err.splitlines()[-1].startswith(said)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_is_refused(command: Commands) -> None:
     line = refused(command, "device=cuda")

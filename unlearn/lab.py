@@ -349,9 +349,7 @@ class Lab:
     def repeats(self, role: str, count: int, *, same_original: bool) -> Iterator[Subject]:
         """`count` models made as that of `role` was; see `subject.Laboratory`."""
         self._can_be_made_again(role)
-        if (
-            role == "independent"
-        ):  # as of the contestant that it is: the reference's repeats are what it is held against
+        if role == "independent":  # made as a contestant is: what it is held against are the reference's repeats
             return self._by_retraining().repeats("unlearned", count, same_original=same_original)
         own = [self._own("repeat", i) for i in range(count)]
         if role == "retrained":
@@ -472,9 +470,8 @@ class Lab:
         uses, known = {name}, set[str]()
         while new := uses - known:
             known |= new
-            uses |= {
-                self.metrics[metric][0] for its in new for metric in self.auditors[its].keywords.get("metrics", [])
-            }
+            built_on = [metric for its in new for metric in self.auditors[its].keywords.get("metrics", [])]
+            uses |= {self.metrics[metric][0] for metric in built_on}
         if companion(self.auditors[name], "EVERY", False):
             uses = set(self.auditors)
         recipe = {

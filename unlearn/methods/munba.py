@@ -99,7 +99,7 @@ def munba(
         lr=lr,
         momentum=momentum,
         weight_decay=weight_decay,
-        backward=partial(settle, rule=rule, clip=clip, movable=None if compat or not mask else list(mask.values())),
+        backward=partial(settle, rule=rule, clip=clip, movable=None if compat or mask is None else [*mask.values()]),
         mask=mask,
     )
 
@@ -133,8 +133,8 @@ def settle(
     if not isinstance(losses, tuple):
         return descend(losses, parameters)
     first, second = (list(torch.autograd.grad(loss, parameters, materialize_grads=True)) for loss in losses)
-    for gradients in (first, second) if movable else ():
-        for gradient, kept in zip(gradients, movable or (), strict=True):
+    if movable is not None:
+        for gradient, kept in zip([*first, *second], [*movable, *movable], strict=True):
             gradient.mul_(kept)
     gram = bargaining.gram(first, second)
     weights = rule(*gram)

@@ -43,15 +43,13 @@ from unlearn.streams import Streams
 from unlearn.teachers import answers, divergence, frozen
 
 NEEDS = frozenset({"retain", "forget", "validation"})
+NEEDED_IF = {"validation": "rewind"}
 
 
 def check(lab: Any, *, rewind: bool, **_: Any) -> None:
     """To rewind by, there are validation images of the classes to forget."""
     for forget in lab.requests if rewind else ():
         as_frequent(lab.data.validation.labels, lab.data.train.labels[forget])
-
-
-NEEDED_IF = {"validation": "rewind"}
 
 
 def scrub(
