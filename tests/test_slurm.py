@@ -34,7 +34,7 @@ SMALL = ("device=cpu", "train.epochs=2", "train.milestones=[]", "auditor=[accura
 SMALL += ("wandb.mode=disabled",)
 LAUNCHER = ("gpus_per_node=0", "cpus_per_task=1", "mem_gb=1", "partition=main", "account=null", "qos=null")
 JOBS = ("cluster=slurm", *(f"hydra.launcher.{word}" for word in LAUNCHER))
-EPOCHS = 150  # some ten seconds on an idle core: long enough to be stopped twice
+EPOCHS = 600  # half a minute on a fast idle core: one that is told to stop goes on for seven seconds, twice
 PATIENCE = 600.0  # seconds; a job begins with half a minute of imports where others have the cores
 
 
