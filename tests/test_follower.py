@@ -320,6 +320,17 @@ def test_features_that_say_nothing_are_harmless(auditor: Auditor, regularisation
         assert info.parameters[1, 0] == pytest.approx(info.parameters[1, 1].item(), rel=1e-6)
 
 
+@pytest.mark.parametrize(("auditor", "regularisation"), LINEAR)
+def test_rows_alike_but_for_rounding_are_harmless(auditor: Auditor, regularisation: float) -> None:
+    problem = audit(200, 3, 8, held=2)
+    # Their mean is not always themselves, and what is left of them is scaled up to units
+    problem.features[:] = problem.features[:, :1]
+    utility, moved, info = gradient(problem, auditor, regularisation)
+    assert utility.isfinite().all()
+    assert moved.isfinite().all()
+    assert info.parameters.isfinite().all()
+
+
 def test_a_bias_that_is_not_unique_is_the_middle_one() -> None:
     problem = audit(20, 30, 2, shift=0.3)
     problem.membership[:] = problem.train.cumsum(1).where(problem.train, problem.validation.cumsum(1)) % 2 * 2 - 1
