@@ -76,6 +76,27 @@ def test_the_plain_sum_is_the_gradient_of_the_sum(two: tuple[nn.Module, Batch, B
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_bargains_step_is_clipped_and_a_repairs_is_not(two: tuple[nn.Module, Batch, Batch]) -> None:
+    model, retain, forget = two
+    parameters = list(model.parameters())
+
+    def step(losses: Any, clip: float | None) -> torch.Tensor:
+        settle(losses, parameters, rule=nash_weights, clip=clip)
+        step = torch.cat([its.grad.flatten() for its in parameters if its.grad is not None])
+        model.zero_grad()
+        return step
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        return cross_entropy(model, retain), cross_entropy(model, forget)
+
+    free = step(both(), None)
+    torch.testing.assert_close(step(both(), 1.0), free / free.norm(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(step(both(), 2.0), free, rtol=1e-4, atol=1e-6)  # its length is below 2
+    plain = torch.cat([gradient.flatten() for gradient in gradients(model, cross_entropy(model, retain))])
+    assert plain.norm() > 1e-3
+    torch.testing.assert_close(step(cross_entropy(model, retain), 1e-3), plain)
+
+
 def test_opposed_players_fall_back_and_it_is_counted(two: tuple[nn.Module, Batch, Batch]) -> None:
     model, retain, _ = two
     losses = (cross_entropy(model, retain), -cross_entropy(model, retain))
@@ -328,6 +349,74 @@ def test_every_option_of_the_game_makes_another_model_than_its_default(
         assert np.isfinite(history[-1]["utility"])
 
 
+@pytest.mark.parametrize(
+    ("game", "paths"),
+    [
+        ("full", (True, True)),
+        ("random_direction", (True, True)),
+        ("direct", (True, False)),
+        ("implicit", (False, True)),
+        ("constant", (False, False)),
+    ],
+)
+def test_a_game_has_the_paths_of_its_name(lab: Callable[..., Lab], game: str, paths: tuple[bool, bool]) -> None:
+    asked: set[tuple[bool, bool]] = set()
+
+    def noted(*arguments: Any, direct: bool, implicit: bool, **others: Any) -> Any:
+        asked.add((direct, implicit))
+        return best_response_utility(*arguments, direct=direct, implicit=implicit, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unlearn.methods.sg_unlearn.best_response_utility", noted)
+        unlearned(lab(*RIDGE, f"method.game={game}"))
+    assert asked == {paths}
+
+
+def test_a_constant_auditor_moves_by_decay_alone_and_passes_do_not_move(lab: Callable[..., Lab]) -> None:
+    words = (*RIDGE, "method.momentum=0", "method.lr=0.02", "method.weight_decay=0.1", "method.attack_step=0.5")
+    none, passes, constant = (
+        list(unlearned(lab(*words, f"method.game={game}"))[0].parameters()) for game in ("none", "passes", "constant")
+    )
+    for fine_tuned, passed, decayed in zip(none, passes, constant, strict=True):
+        assert torch.equal(passed, fine_tuned)
+        torch.testing.assert_close(decayed, passed * (1 - 0.5 * 0.02 * 0.1), rtol=1e-6, atol=0)
+
+
+def test_auditors_see_the_loss_behind_the_logits_or_alone(two: tuple[nn.Module, Batch, Batch]) -> None:
+    model, batch, _ = two
+    logits = model(batch.images)
+    loss = nn.functional.cross_entropy(logits, batch.labels, reduction="none")[:, None]
+    torch.testing.assert_close(outputs(model, batch, "loss"), loss)
+    torch.testing.assert_close(outputs(model, batch, "logits_and_loss"), torch.cat([logits, loss], 1))
+
+
+@pytest.mark.parametrize(
+    ("compat", "augmented"), [("null", (True, True)), ("[Q6]", (False, False)), ("[Q6_svhn]", (True, False))]
+)
+def test_both_sides_of_a_pair_are_augmented_alike_but_by_a_quirk(
+    lab: Callable[..., Lab], compat: str, augmented: tuple[bool, bool]
+) -> None:
+    made = lab(*RIDGE, "dataset.augment=[flip]", f"method.compat={compat}")
+    sides: list[tuple[bool, bool]] = []
+
+    def noted(forgotten: Images, unseen: Images, streams: Streams, size: int, *asked: bool) -> Batches:
+        sources = [{its.numpy().tobytes() for its in as_model_input(part.pixels, cpu)} for part in (forgotten, unseen)]
+        made_pairs = pairs(forgotten, unseen, streams, size, *asked)
+        for pair in made_pairs(0):
+            as_they_were = [
+                all(image.contiguous().numpy().tobytes() in source for image in part.images)
+                for part, source in zip(pair, sources, strict=True)
+            ]
+            sides.append((not as_they_were[0], not as_they_were[1]))
+        return made_pairs
+
+    cpu = torch.device("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unlearn.methods.sg_unlearn.pairs", noted)
+        unlearned(made)
+    assert set(sides) == {augmented}
+
+
 @pytest.mark.parametrize("utility", ["hinge", "auc"])
 def test_the_auditors_step_descends_on_its_utility_over_all_pairs(lab: Callable[..., Lab], utility: Utility) -> None:
     bare = ("method.momentum=0", "method.weight_decay=0", "method.attack_batch=50", "method.alpha=2")
@@ -532,6 +621,14 @@ def test_folds_are_disjoint_pure_in_class_and_hold_both_memberships() -> None:
         assert set(member[train].tolist()) == set(member[validation].tolist()) == {1.0, -1.0}
     pooled = problems(labels, member, False, 3, 0.3, 0, by_membership=True)
     assert [len(validation) for _, validation in pooled] == [36] * 3
+
+
+def test_the_released_folds_keep_the_shares_of_classes_and_not_those_of_memberships() -> None:
+    labels = torch.arange(3).repeat_interleave(torch.tensor([60, 30, 30]))
+    member = torch.where(torch.arange(120) % 2 == 0, 1.0, -1.0)
+    found = problems(labels, member, False, 20, 0.3, 0, by_membership=False)
+    assert [labels[held].bincount().tolist() for _, held in found] == [[18, 9, 9]] * 20
+    assert len({int((member[held] > 0).sum()) for _, held in found}) > 1
 
 
 def test_minimising_the_utility_of_free_scores_drives_the_auditor_to_chance() -> None:
