@@ -518,3 +518,57 @@ def test_mask_lets_only_salient_entries_move(problem: Problem) -> None:
         assert torch.equal(parameter[~chosen[name]], after[name][~chosen[name]]), name
     moved = sum(int((parameter != after[name]).sum()) for name, parameter in before.named_parameters())
     assert moved > 0.9 * sum(int(part.sum()) for part in chosen.values())
+
+
+# What `compat: released` brings back
+
+
+def test_the_released_mask_lets_weight_decay_by(problem: Problem) -> None:
+    before = problem.original()
+    chosen = salient(before, problem.request.forget, 0.3)
+    settings = {"mask_share": 0.3, "momentum": 0.0, "weight_decay": 0.1, "lr": 0.01, "gamma": 0.1}
+    after = dict(unlearn(problem, compat="released", **settings).named_parameters())
+    steps = 377 // 32 + 1
+    for name, parameter in before.named_parameters():
+        left = parameter[~chosen[name]]
+        shrunk = left * (1 - 1e-3) ** steps * (1 - 1e-4) ** steps
+        torch.testing.assert_close(after[name][~chosen[name]], shrunk, rtol=1e-5, atol=0)
+        assert not chosen[name].any() or not torch.equal(after[name][chosen[name]], parameter[chosen[name]]), name
+
+
+def test_released_random_directions_are_clamped(problem: Problem, handed: Callable[..., dict[str, Any]]) -> None:
+    settings = {"retain": False, "forget": False, "control": "random_direction", "batch_size": 100}
+    clean, released = (
+        epoch_of(handed(problem, compat=compat, **settings)["batches"]).images for compat in (None, "released")
+    )
+    order = torch.randperm(60, generator=Streams("law", 0)("order", 0))
+    start = as_model_input(problem.request.forget.pixels, CPU)[order]
+    stopped, same = (released == 0) | (released == 1), released == clean
+    assert (same | stopped).all()  # the same direction, up to the border
+    assert ((released - start) * (clean - start))[~same].max() <= 0  # which ours turns away from
+    assert 0 < (~same).float().mean() < 1
+
+
+def test_beside_a_second_copy_the_released_code_augments_nothing(
+    problem: Problem, handed: Callable[..., dict[str, Any]]
+) -> None:
+    flipped = replace(problem.request, retain=replace(problem.request.retain, augment=("flip",)))
+    flipped = replace(flipped, forget=replace(flipped.forget, augment=("flip",)))
+    both = of(flipped.retain) + of(flipped.forget) + of(flipped.forget)
+    for compat, control, plain in [
+        ("released", "second_copy", True),
+        (None, "second_copy", False),
+        ("released", "clean_adversarial_label", False),
+    ]:
+        batches = handed(replace(problem, request=flipped), compat=compat, control=control)["batches"]
+        seen = Counter(image for image, _ in visits(*epoch_of(batches)).elements())
+        assert (seen == Counter(image for image, _ in both.elements())) is plain
+
+
+def test_amun_starts_from_a_model_of_bounded_spectral_norm(lab: Callable[..., Lab], searches: list[int]) -> None:
+    made = lab(*FAST, "train=spectral_clip", "train.milestones=[]")
+    original, after = made.load(made.original()), made.load(made.unlearned())
+    assert searches == [len(made.forget)]
+    assert made.unlearned().json("history.json")[0]["adversarial"] > 0
+    moved = [not torch.equal(*pair) for pair in zip(original.parameters(), after.parameters(), strict=True)]
+    assert all(moved)

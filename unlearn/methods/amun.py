@@ -10,13 +10,16 @@ retained images are not looked at, though they are declared. Requests in turn al
 or on the model as it is by then (the paper's AMUN-A, `neighbours_of: current`). `control` puts an ablation's set in the
 place of D_A (Fig. 1 of the paper), to see what is owed to it.
 
-Deviations from the released code:
+Their smooth models, of a bounded spectral norm, are another original and not another method: `train=spectral_clip
+model=resnet18_no_norm`, or `experiment=amun_smooth_cifar10_random10` and its like.
+
+Deviations from the released code. `compat: released` brings the last three back; the search is the same with it:
 - The neighbours are searched for as `attacks.py` does and with its deviations, once for a model, and kept in the store
   under its bits. The released code reads them from a file, which may stem from another checkpoint (issue #1 there).
   It searches around the whole training set, `searched: train`, which all forget sets then share.
+- A forgotten image without a neighbour has no part in D_A; how many, goes to the history and to standard error.
 - A mask is kept to: what it leaves out does not move. The released one filters gradients alone, and lets weight decay
   and momentum by.
-- A forgotten image without a neighbour has no part in D_A; how many, goes to the history and to standard error.
 - `random_direction` reflects the coordinates that would leave [0, 1], which keeps the length that the control is about;
   the released code clamps them. Like the released code it draws a direction, and the other controls a label, once an
   epoch for each image.
@@ -25,6 +28,7 @@ Deviations from the released code:
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -35,8 +39,8 @@ from unlearn.attacks import Adversarial, Norm
 from unlearn.batches import Batch, Batches, anew, sizes
 from unlearn.data.augment import augment
 from unlearn.data.images import Images, as_model_input
-from unlearn.loop import cross_entropy, fit
-from unlearn.masks import salient
+from unlearn.loop import cross_entropy, descend, fit
+from unlearn.masks import filtered, salient
 from unlearn.request import Of, Request, Searched
 from unlearn.schedules import multistep
 from unlearn.session import current
@@ -77,6 +81,7 @@ def amun(
     searched: Searched,
     control: Control,
     mask_share: Probability | None,
+    compat: Literal["released"] | None,
 ) -> nn.Module:
     """Descend on the cross-entropy of the images asked for and of the forget set's adversarial neighbours.
 
@@ -85,8 +90,11 @@ def amun(
     if control in ("random_label", "adversarial_random_label") and request.class_count < 3:
         raise SettingError("method.control", control, "needs a third class, neither the true nor the adversarial one")
     search = partial(request.neighbours, neighbours_of, searched, norm, eps_init, steps)
-    adversarial = in_place(request, search, norm, control, streams)
+    adversarial = in_place(request, search, norm, control, streams, clamped=bool(compat))
     images = clean(request, retain, forget)
+    if compat and control == "second_copy":
+        images = replace(images, augment=())
+    mask = None if mask_share is None else salient(model, request.forget, mask_share)
     batches = anew(
         len(sizes(len(images) + len(adversarial(0).labels), batch_size)),
         lambda epoch: mixed(images, adversarial(epoch), batch_size, streams, ready_augmented=adversarial_augmented),
@@ -101,7 +109,8 @@ def amun(
         momentum=momentum,
         weight_decay=weight_decay,
         schedule=partial(multistep, milestones=range(lr_step, epochs, lr_step), gamma=gamma),
-        mask=None if mask_share is None else salient(model, request.forget, mask_share),
+        backward=descend if mask is None or not compat else filtered(mask),
+        mask=None if compat else mask,
     )
 
 
@@ -113,9 +122,18 @@ def clean(request: Request, retain: bool, forget: bool) -> Images:
 
 
 def in_place(
-    request: Request, search: Callable[[], Adversarial], norm: Norm, control: Control, streams: Streams
+    request: Request,
+    search: Callable[[], Adversarial],
+    norm: Norm,
+    control: Control,
+    streams: Streams,
+    *,
+    clamped: bool = False,
 ) -> Callable[[int], Batch]:
-    """By the number of the epoch, D_A, or what `control` puts in its place: images that are ready for the model."""
+    """By the number of the epoch, D_A, or what `control` puts in its place: images that are ready for the model.
+
+    `clamped` makes the random direction as the released code does.
+    """
     if control == "second_copy":
         copy = Batch(as_model_input(request.forget.pixels, request.forget.pixels.device), request.forget.labels)
         return lambda epoch: copy
@@ -129,7 +147,7 @@ def in_place(
         generator = streams("control", epoch)
         match control:
             case "random_direction":
-                return Batch(aside(start, searched.norms[found], norm, generator), labels)
+                return Batch(aside(start, searched.norms[found], norm, generator, clamped=clamped), labels)
             case "random_label" | "adversarial_random_label":
                 third = third_label(true, labels, request.class_count, generator)
                 return Batch(start if control == "random_label" else there, third)
@@ -152,10 +170,13 @@ def report(searched: Adversarial) -> None:
     current().history.append(line | {"adversarial_norm": float(searched.norms[searched.found].mean())})
 
 
-def aside(start: Tensor, lengths: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
+def aside(
+    start: Tensor, lengths: Tensor, norm: Norm, generator: torch.Generator, *, clamped: bool = False
+) -> Tensor:
     """Each image moved by its length in a random direction.
 
-    A coordinate that would leave [0, 1] goes the other way, and is clamped if it moves by more than a half.
+    A coordinate that would leave [0, 1] goes the other way, and is clamped if it moves by more than a half or if all
+    are to be.
     """
     direction = torch.randn(start.shape, generator=generator).to(start.device)
     if norm == "linf":
@@ -164,6 +185,8 @@ def aside(start: Tensor, lengths: Tensor, norm: Norm, generator: torch.Generator
         direction = direction / torch.linalg.vector_norm(direction, dim=(1, 2, 3), keepdim=True)
     change = direction * lengths[:, None, None, None]
     moved = start + change
+    if clamped:
+        return moved.clamp(0, 1)
     return torch.where((moved < 0) | (moved > 1), start - change, moved).clamp(0, 1)
 
 
