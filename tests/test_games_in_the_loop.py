@@ -596,6 +596,30 @@ def test_forgotten_images_of_a_class_without_unseen_ones_are_not_in_the_game(lab
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("method.attack_batch=1",),
+        ("method.attack_batch=40", "method.fold_share=0.8"),
+        ("scenario.fraction=null", "scenario.count=1"),
+    ],
+)
+def test_a_game_without_a_row_for_its_auditors_is_refused(lab: Callable[..., Lab], words: tuple[str, ...]) -> None:
+    with pytest.raises(SettingError, match=r"method\.attack_batch=\d+: leaves no auditor any rows"):
+        check_method(lab(*SMALL, "method=sg_unlearn", *words))
+    check_method(lab(*SMALL, "method=sg_unlearn", *words, "method.game=passes"))
+    check_method(lab(*SMALL, "method=sg_unlearn", *words, "method.alpha=0"))
+
+
+def test_pairs_without_an_auditor_are_counted(lab: Callable[..., Lab]) -> None:
+    made = lab(*GAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unlearn.methods.sg_unlearn.problems", lambda *_, **__: [])
+        _, history = unlearned(made)
+    assert history[-1]["no_problem"] == 1
+    assert "problems" not in history[-1]
+
+
+@pytest.mark.parametrize(
     ("words", "key"),
     [
         (("method.auditor=logistic",), "regularisation"),

@@ -26,8 +26,10 @@ the stem, is the model's business. The released class-wise script has no game at
 membership. Clean whatever `compat` says, as these are no quirks by name: unseen images are of forgotten classes only,
 forget images of a class without any are not in the game, and a stratum of one row is in no fold.
 
-The curves show the mean utility over a step's pairs, and how many problems of a step were out of the ordinary
-(`follower.Info`; the paper's `solver` counts the general ones alone).
+The curves show the mean utility over a step's pairs, how many pairs had no auditor (`no_problem`), and how many
+problems of a step were out of the ordinary (`follower.Info`; the paper's `solver` counts the general ones alone). Below
+some fifty forgotten images a class, auditors of one class are separable: use `per_class: false`, or the steps grow
+without bound, and under `compat: released` the model diverges.
 """
 
 from collections import defaultdict
@@ -59,8 +61,22 @@ Released = Literal["Q1", "Q2", "Q3", "Q4", "Q5", "Q6"]
 Quirk = Literal[Released, "Q6_svhn"]
 
 
-def check(lab: Any, *, auditor: str, regularisation: float, solver: str, **_: Any) -> None:
-    """The auditor has an optimum and a solver, and unseen images of the classes to forget."""
+def check(
+    lab: Any,
+    *,
+    auditor: str,
+    regularisation: float,
+    solver: str,
+    alpha: float,
+    game: str,
+    attack_batch: int,
+    per_class: bool,
+    folds: int,
+    fold_share: float,
+    compat: Any,
+    **_: Any,
+) -> None:
+    """The auditor has an optimum, a solver, unseen images of the classes to forget, and rows to be fitted on."""
     if regularisation == 0 and auditor != "hinge_l1":
         raise SettingError("method.regularisation", regularisation, f"must be above 0 for auditor={auditor}")
     if auditor == "neural" and solver != "closed":
@@ -69,6 +85,16 @@ def check(lab: Any, *, auditor: str, regularisation: float, solver: str, **_: An
         if not torch.isin(lab.data.validation.labels, lab.data.train.labels[forget]).any():
             allowed = "leaves no unseen images of the classes to forget, which the auditor needs"
             raise SettingError("dataset.validation", lab.settings["dataset"].get("validation"), allowed)
+        sides = lab.data.train[forget], lab.data.validation
+        sides = of_classes(*sides), of_classes(*reversed(sides))
+        size = min(attack_batch, *map(len, sides))
+        folded = partial(problems, per_class=per_class, folds=folds, share=fold_share)
+        folded = partial(folded, by_membership=compat != "released" and "Q5" not in (compat or []))
+        drawn = (labels_of_a_pair(sides, size, draw) for draw in range(5))
+        if alpha and game not in ("passes", "none") and not any(folded(*pair, seed=0) for pair in drawn):
+            allowed = f"leaves no auditor any rows to be fitted and judged on, of {size} forgotten images and as many "
+            allowed += f"unseen ones a pair, with method.fold_share={fold_share}"
+            raise SettingError("method.attack_batch", attack_batch, allowed)
 
 
 def sg_unlearn(
@@ -239,6 +265,13 @@ def pairs(
             yield Batch(first.images[:count], first.labels[:count]), Batch(second.images[:count], second.labels[:count])
 
     return Batches(min(forget.steps, other.steps), epoch)
+
+
+def labels_of_a_pair(sides: tuple[Images, Images], size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The labels and memberships of a pair drawn at random, in the order of `rows` in the game."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [its.labels[torch.randperm(len(its), generator=generator)[:size]] for its in sides]
+    return torch.cat(chosen), torch.tensor([1.0, -1.0]).repeat_interleave(size)
 
 
 def outputs(model: nn.Module, batch: Batch, features: str) -> Tensor:
