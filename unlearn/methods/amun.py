@@ -170,9 +170,7 @@ def report(searched: Adversarial) -> None:
     current().history.append(line | {"adversarial_norm": float(searched.norms[searched.found].mean())})
 
 
-def aside(
-    start: Tensor, lengths: Tensor, norm: Norm, generator: torch.Generator, *, clamped: bool = False
-) -> Tensor:
+def aside(start: Tensor, lengths: Tensor, norm: Norm, generator: torch.Generator, *, clamped: bool = False) -> Tensor:
     """Each image moved by its length in a random direction.
 
     A coordinate that would leave [0, 1] goes the other way, and is clamped if it moves by more than a half or if all
