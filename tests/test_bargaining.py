@@ -169,7 +169,7 @@ def test_every_rule_answers_everything_with_two_finite_numbers(norm_r: float, no
     cosine = min(1.0, max(-1.0, cosine)) if math.isfinite(cosine) else cosine
     for rule in RULES:
         weights = rule(norm_r, norm_f, cosine)
-        assert all(isinstance(value, float) and not math.isnan(value) for value in weights[:2]), rule
+        assert all(isinstance(value, float) and math.isfinite(value) for value in weights[:2]), rule
         assert isinstance(weights.outcome, Outcome)
 
 

@@ -121,14 +121,19 @@ def test_a_networks_own_frozen_weights_stay_frozen_in_every_scope() -> None:
     assert "stem.bias" in trained(network("fastnet"), "first")
 
 
-def test_the_backward_pass_ends_at_the_first_trained_layer() -> None:
-    net, seen = network("resnet18"), []
-    net.layer3.register_forward_hook(lambda *hooked: seen.append(hooked[2].requires_grad))
+@pytest.mark.parametrize(
+    ("model", "last_frozen"),
+    [("resnet18", "layer3"), ("resnet20", "blocks.5"), ("vit_micro", "blocks.1"), ("vit_tiny", "blocks.7")],
+)
+def test_the_backward_pass_ends_at_the_first_trained_layer(model: str, last_frozen: str) -> None:
+    net, seen = network(model), []
+    net.get_submodule(last_frozen).register_forward_hook(lambda *hooked: seen.append(hooked[2].requires_grad))
     with session(), scope(wrapped(net), "last"):
+        flagged = {name for name, value in net.named_parameters() if value.requires_grad}
         net(torch.rand(2, 3, 32, 32)).sum().backward()
     assert seen == [False]
-    assert net.layer3[0].conv1.weight.grad is None
-    assert net.layer4[0].conv1.weight.grad is not None
+    assert {name for name, value in net.named_parameters() if value.grad is not None} == flagged
+    assert not any(name.startswith(f"{last_frozen}.") for name in flagged)
 
 
 def test_modules_can_be_named_and_unknown_ones_are_refused() -> None:

@@ -17,15 +17,15 @@ Deviations from the released code:
 - With a mask the players bargain over the entries that move, as with a layer scope over the parameters that do; the
   released code, which has a place for a mask and no mask, would bargain over all and filter the clipped step
   (`compat: released`).
-
 - Left out: the script's options `--with_l1` and SAM, and the noise that the paper's remark 2.7 adds where the gradients
-  are opposed or parallel. Opposed ones fall back, and parallel ones have the closed form like all others.
+  are opposed. Opposed ones fall back, and parallel ones have the closed form like all others.
 - A mask is kept to, whatever `compat` says: weight decay and momentum do not move what it leaves out.
 
 `bargain: first_batches` is the released schedule: the forget set is met once at the start of each epoch, and plain
 fine-tuning on the rest of the retained images, without clipping, follows. How much of the outcome is owed to that
-repair shows beside `every_step` (`sweep=munba_controls`, docs/games.md). The paper is reported to maximise cross-entropy on the forget set (`ascent`); its
-code has random labels with the true one allowed (`random_label`), and the ascent commented out.
+repair shows beside `every_step` (`sweep=munba_controls`, docs/games.md). The paper is reported to maximise
+cross-entropy on the forget set (`ascent`); its code has random labels with the true one allowed (`random_label`), and
+the ascent commented out.
 """
 
 import math
