@@ -473,3 +473,10 @@ def test_nesterov_without_momentum_is_refused_with_its_name(bench: Bench) -> Non
     with pytest.raises(SettingError, match=r"^train\.nesterov=True: needs a train\.momentum above 0$"):
         bench.lab("train.nesterov=true", "train.momentum=0").original()
     assert bench.trained == []
+
+
+def test_a_batch_of_one_image_that_norm_layers_cannot_take_is_one_line(bench: Bench) -> None:
+    words = ("model=resnet18", "scenario.fraction=null", "scenario.count=1", "train.batch_size=512")
+    settings = bench.composed(*words, "method=gradient_ascent", "train.epochs=1", "train.milestones=[]").settings
+    with pytest.raises(SettingError, match=r"scenario=random: leaves a batch of one image, and model=resnet18"):
+        Lab(settings).unlearned()

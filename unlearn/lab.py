@@ -170,8 +170,14 @@ class Lab:
             return self.load(parent), self.request(number, seed, repeat).limited_to(needed(self.method))
 
         def unlearn(given: tuple[nn.Module, Request]) -> nn.Module:
-            with scope(given[0], self.layers):
-                return self.method(*given, streams)
+            try:
+                with scope(given[0], self.layers):
+                    return self.method(*given, streams)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                allowed = f"leaves a batch of one image, and model={name_of(self, 'model')} normalises over a batch"
+                raise SettingError("scenario", name_of(self, "scenario"), allowed) from error
 
         label = f"{self.method.func.__name__}, seed {original['seed']}, split {self.split}"
         return self._model("unlearned", label, recipe, given, unlearn)
