@@ -196,6 +196,14 @@ def test_same_search_gives_the_same_bits(model: nn.Sequential, images: Images, f
     assert all(torch.equal(getattr(again, name), getattr(found["l2"], name)) for name in ("images", "labels", "norms"))
 
 
+def test_search_makes_all_tensors_where_the_images_are(
+    model: nn.Sequential, images: Images, found: dict[Norm, Adversarial]
+) -> None:
+    with torch.device("meta"):  # where a tensor without a device of its own would be
+        there = nearest(model, images, norm="l2", eps_init=FIRST["l2"], steps=50)
+    assert torch.equal(there.images, found["l2"].images)
+
+
 @pytest.mark.parametrize("batch_size", [16, 500])
 def test_no_image_is_in_the_model_once_it_is_done(batch_size: int, model: nn.Sequential, images: Images) -> None:
     images = images[torch.arange(80)]

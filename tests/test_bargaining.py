@@ -233,6 +233,16 @@ def test_gram_takes_models_of_the_same_tensors_only() -> None:
         gram(tensors(0), tensors(1)[:-1])
 
 
+def test_gram_and_combination_are_made_where_the_gradients_are() -> None:
+    first, second = tensors(0), tensors(1)
+    expected = gram(first, second)
+    weights = nash_weights(*expected)
+    together = [weights.retain * one + weights.forget * other for one, other in zip(first, second, strict=True)]
+    with torch.device("meta"):  # where a tensor without a device of its own would be
+        assert gram(first, second) == expected
+        torch.testing.assert_close(list(combine(first, second, weights)), together)
+
+
 def test_combine_adds_in_place_and_leaves_the_second_alone() -> None:
     first, second = tensors(0), tensors(1)
     expected = [0.3 * one + 2.5 * two for one, two in zip(first, second, strict=True)]

@@ -383,6 +383,18 @@ def test_single_precision_comes_back_as_it_went_in(auditor: Auditor, regularisat
     torch.testing.assert_close(moved, moved_exact.float(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "features"), [(40, 3), (14, 31)])
+@pytest.mark.parametrize(("auditor", "regularisation"), [*LINEAR, ("neural", 0.05)])
+def test_all_tensors_are_made_where_the_features_are(
+    auditor: Auditor, regularisation: float, rows: int, features: int
+) -> None:
+    problem = audit(2, rows, features)
+    utility, moved, _ = gradient(problem, auditor, regularisation)
+    with torch.device("meta"):  # as on a machine with a GPU, a tensor without a device of its own is on a wrong one
+        there, moved_there, _ = gradient(problem, auditor, regularisation)
+    torch.testing.assert_close((there, moved_there), (utility, moved), rtol=0, atol=0)
+
+
 def test_gradient_reaches_a_networks_weights() -> None:
     torch.manual_seed(0)
     model = torch.nn.Linear(6, 4)

@@ -79,7 +79,8 @@ def _standard(x: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
 def _initial(x: Tensor, network: Network) -> Tensor:
     # One draw for all problems, so that none depends on how many there are
     width, inputs = network.width, x.shape[2]
-    draw = torch.randn(width * (inputs + 2) + 1, generator=network.generator, dtype=torch.float64)
+    size, source = width * (inputs + 2) + 1, network.generator
+    draw = torch.randn(size, generator=source, dtype=torch.float64, device=source.device)
     draw[: width * inputs] /= inputs**0.5
     draw[width * inputs :] /= width**0.5
     return draw.to(x.device).expand(x.shape[0], -1)
