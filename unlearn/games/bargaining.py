@@ -9,7 +9,7 @@ give a_r |g_r| = a_f |g_f| = 1 / sqrt(1 + cosine). So d bisects the angle and ha
 
 from collections.abc import Sequence
 from enum import StrEnum
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 SHORTEST = 1e-12  # a shorter gradient has no direction
 OPPOSITION = 1e-6  # below this 1 + cosine each weighs a thousand unit gradients or more, which then cancel
 FALLBACK = (1.0, 0.1)  # L_r + 0.1 L_f, as in MUNBa's code
+PART = 2**16  # entries: small tensors are multiplied together, and a large model is never doubled as a whole
 ITERATIONS = 500  # far more than Newton's method needs; fewer than 50 have been seen
 
 
@@ -63,13 +64,24 @@ class Equilibrium(NamedTuple):
     outcome: Outcome
 
 
+def _parts(tensors: Gradient) -> list[slice]:
+    """Tensors in turn, as many in a part as have `PART` entries together, or one that is larger."""
+    starts, size = [0], 0
+    for number, tensor in enumerate(tensors):
+        if number and size + tensor.numel() > PART:
+            starts.append(number)
+            size = 0
+        size += tensor.numel()
+    return [slice(*ends) for ends in pairwise([*starts, len(tensors)])]
+
+
 def gram_matrix(gradients: Sequence[Gradient]) -> Floats:
-    """All inner products between n gradients, n x n, in double precision; one tensor of the model at a time."""
+    """All inner products between n gradients, n x n, in double precision, a part of the model at a time."""
     count = len(gradients)
     pairs = list(combinations_with_replacement(range(count), 2))
     products = []
-    for tensors in zip(*gradients, strict=True):
-        rows = [tensor.detach().flatten().double() for tensor in tensors]
+    for part in _parts(gradients[0]):
+        rows = [torch.cat([tensor.detach().flatten() for tensor in gradient[part]]).double() for gradient in gradients]
         products += [rows[i] @ rows[j] for i, j in pairs]
     sums = torch.stack(products).view(-1, len(pairs)).sum(0)  # to the host once, not once a tensor
     matrix = np.empty((count, count))
