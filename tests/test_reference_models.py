@@ -292,7 +292,8 @@ def test_refusals_and_arrays_are_kept_beside_the_metrics(lab: Labs, answering: A
         assert "retain_accuracy" not in document["metrics"][role]
         assert "scores" not in document["metrics"][role]
         assert document["metrics"][role]["forget_accuracy"] is None
-        assert document["refused"][role] == {"retain_accuracy": "there is no reason"}
+        reasons = {"retain_accuracy": "there is no reason", "forget_accuracy": "comes out as nan"}
+        assert document["refused"][role] == reasons
     kept = list((Path(settings["store"]) / "audits").glob("*/arrays.npz"))
     assert len(kept) == 3
     np.testing.assert_array_equal(np.load(kept[0])["scores"], scores)

@@ -465,9 +465,9 @@ class Lab:
             arrays = {key: value for key, value in answer.items() if isinstance(value, np.ndarray)}
             refused = {key: value for key, value in answer.items() if isinstance(value, str)}
             measured = {key: value for key, value in answer.items() if key not in arrays | refused}
-            write_json(
-                folder / "metrics.json", {key: value if np.isfinite(value) else None for key, value in measured.items()}
-            )
+            odd = {key: value for key, value in measured.items() if not np.isfinite(value)}
+            refused |= {key: f"comes out as {value}" for key, value in odd.items() if key in self.metrics}
+            write_json(folder / "metrics.json", measured | dict.fromkeys(odd))
             if refused:
                 write_json(folder / "refused.json", refused)
             if arrays:
