@@ -457,6 +457,8 @@ def test_a_row_says_what_it_was_made_of(bench: Bench) -> None:
         (["train.clip=inf"], r"train\.clip=inf: must be a finite number"),
         (["train.lr=nan"], r"train\.lr=nan: must be "),
         (["model=vit_tiny", "model.depth=0"], r"model\.depth=0: must be greater than 0"),
+        (["method=amun", "method.compat=yes"], r"method\.compat=yes: must be 'released', or null$"),
+        (["method.epochs=null"], r"method\.epochs=None: must be a valid integer$"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )

@@ -55,7 +55,10 @@ def check(kind: Any, key: str, value: object) -> Any:
         inner = error.errors()[0].get("ctx", {}).get("error")
         if isinstance(inner, SettingError):
             raise SettingError(f"{key}.{inner.key}".rstrip("."), inner.value, inner.allowed) from error
-        raise _refusal(key, value, error) from error
+        refusal = _refusal(key, value, error)
+        if refusal.key == key and type(None) in typing.get_args(kind):  # of which pydantic says nothing
+            refusal = SettingError(refusal.key, refusal.value, f"{refusal.allowed}, or null")
+        raise refusal from error
     if wrong := _mistaken(value, found):
         raise SettingError(key, value, wrong)
     return found
