@@ -236,8 +236,10 @@ def test_gram_of_the_same_and_the_opposite_is_within_one() -> None:
 
 
 def test_gram_takes_models_of_the_same_tensors_only() -> None:
-    with pytest.raises(RuntimeError, match="same number of elements"):
+    with pytest.raises(ValueError, match="shorter"):
         gram(tensors(0), tensors(1)[:-1])
+    with pytest.raises(ValueError, match="longer"):
+        gram(tensors(0)[:-1], tensors(1))
 
 
 def test_gram_and_combination_are_made_where_the_gradients_are() -> None:

@@ -79,9 +79,10 @@ def gram_matrix(gradients: Sequence[Gradient]) -> Floats:
     """All inner products between n gradients, n x n, in double precision, a part of the model at a time."""
     count = len(gradients)
     pairs = list(combinations_with_replacement(range(count), 2))
-    products = []
+    products, tensors = [], list(zip(*gradients, strict=True))
     for part in _parts(gradients[0]):
-        rows = [torch.cat([tensor.detach().flatten() for tensor in gradient[part]]).double() for gradient in gradients]
+        players = zip(*tensors[part], strict=True)
+        rows = [torch.cat([tensor.detach().flatten() for tensor in its]).double() for its in players]
         products += [rows[i] @ rows[j] for i, j in pairs]
     sums = torch.stack(products).view(-1, len(pairs)).sum(0)  # to the host once, not once a tensor
     matrix = np.empty((count, count))

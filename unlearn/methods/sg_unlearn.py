@@ -81,17 +81,16 @@ def check(
         raise SettingError("method.regularisation", regularisation, f"must be above 0 for auditor={auditor}")
     if auditor == "neural" and solver != "closed":
         raise SettingError("method.solver", solver, "must be closed for auditor=neural, which is no convex program")
-    for forget in lab.requests:
-        if not torch.isin(lab.data.validation.labels, lab.data.train.labels[forget]).any():
+    folded = partial(problems, per_class=per_class, folds=folds, share=fold_share, seed=0)
+    for number in range(len(lab.requests)):
+        both = sides(lab.request(number))
+        if not len(both[1]):
             allowed = "leaves no unseen images of the classes to forget, which the auditor needs"
             raise SettingError("dataset.validation", lab.settings["dataset"].get("validation"), allowed)
-        sides = lab.data.train[forget], lab.data.validation
-        sides = of_classes(*sides), of_classes(*reversed(sides))
-        size = min(attack_batch, *map(len, sides))
-        folded = partial(problems, per_class=per_class, folds=folds, share=fold_share)
-        folded = partial(folded, by_membership=compat != "released" and "Q5" not in (compat or []))
-        drawn = (labels_of_a_pair(sides, size, draw) for draw in range(5))
-        if alpha and game not in ("passes", "none") and not any(folded(*pair, seed=0) for pair in drawn):
+        size = min(attack_batch, *map(len, both))
+        drawn = (labels_of_a_pair(both, size, draw) for draw in range(5))
+        played = alpha and game not in ("passes", "none")
+        if played and not any(folded(*pair, by_membership="Q5" not in named(compat)) for pair in drawn):
             allowed = f"leaves no auditor any rows to be fitted and judged on, of {size} forgotten images and as many "
             allowed += f"unseen ones a pair, with method.fold_share={fold_share}"
             raise SettingError("method.attack_batch", attack_batch, allowed)
@@ -138,10 +137,9 @@ def sg_unlearn(
     and judged on that, or on a row of each stratum (class and membership) where that is more. Raises `DivergedError`
     when what an auditor would see is not finite.
     """
-    quirks: set[str] = set(get_args(Released) if compat == "released" else compat or [])
+    quirks = named(compat)
     augmented = augmented and "Q6" not in quirks
-    # Of the same classes both, or an auditor of all rows would tell them apart by class
-    forgotten, unseen = of_classes(request.forget, request.validation), of_classes(request.validation, request.forget)
+    forgotten, unseen = sides(request)
     smaller = min(len(forgotten), len(unseen))
     retain = shuffled(request.retain, batch_size, streams, augmented=augmented)
     if alpha == 0:
@@ -243,6 +241,16 @@ def sg_unlearn(
     )
 
 
+def named(compat: Literal["released"] | list[Quirk] | None) -> set[str]:
+    """The quirks that `compat` brings back."""
+    return set(get_args(Released) if compat == "released" else compat or [])
+
+
+def sides(request: Request) -> tuple[Images, Images]:
+    """Forget images and unseen ones, of the same classes both, or an auditor could tell them apart by class."""
+    return of_classes(request.forget, request.validation), of_classes(request.validation, request.forget)
+
+
 def of_classes(images: Images, others: Images) -> Images:
     """Those of `images` whose class is among that of `others`."""
     return images[torch.isin(images.labels, others.labels).nonzero().flatten()]
@@ -267,10 +275,10 @@ def pairs(
     return Batches(min(forget.steps, other.steps), epoch)
 
 
-def labels_of_a_pair(sides: tuple[Images, Images], size: int, seed: int) -> tuple[Tensor, Tensor]:
+def labels_of_a_pair(both: tuple[Images, Images], size: int, seed: int) -> tuple[Tensor, Tensor]:
     """The labels and memberships of a pair drawn at random, in the order of `rows` in the game."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = [its.labels[torch.randperm(len(its), generator=generator)[:size]] for its in sides]
+    chosen = [its.labels[torch.randperm(len(its), generator=generator)[:size]] for its in both]
     return torch.cat(chosen), torch.tensor([1.0, -1.0]).repeat_interleave(size)
 
 
